@@ -5,6 +5,7 @@ from parity_case import Case, Check, close, exact
 
 from networks.unirig.ptv3 import BLOCK_KERNEL, STEM_KERNEL, PTv3Object, patch_indices, patch_serialization
 from networks.unirig.serialization import ORDERS, curve_code
+from networks.unirig.skin import SkinModel
 from networks.unirig.subm_conv import neighbourhood, subm_conv
 
 _PTV3_REMARKS = ("serialized_depth", "duplicate_voxels")  # facts about the case, no constructor arguments
@@ -80,9 +81,29 @@ def run_ptv3(case: Case) -> list[Check]:
     return checks
 
 
+def run_skin(case: Case) -> list[Check]:
+    model = SkinModel.from_config(case.config).eval()
+    model.load_state_dict(case.weights)
+    names = ("vertices", "normals", "joints", "parents", "voxel_skin", "order_perm")
+    points, normals, joints, parents, voxel_skin, perm = (case.inputs.get(name) for name in names)
+    latents = model.shape_latents(points, normals)
+    bones = model.bone_features(points, joints, latents)
+    mesh = model.mesh_features(points, normals, perm)
+    actual = {
+        "global_latents": latents,
+        "bone_feat": bones,
+        "mesh_feat_mapped": mesh,
+        "mesh_feat_after_attn": model.attend(mesh, model.context_keys_values(bones, latents))[None],
+        "skin": model(points, normals, joints, parents, voxel_skin, perm),
+    }
+    # Not compared: fork_layout_skin, made with keys and values read in a wrong layout.
+    return [close(case, name, value, atol=1e-4, rtol=1e-4) for name, value in actual.items() if name in case.outputs]
+
+
 CASES = {
     "serialization": run_serialization,
     "subm_conv": run_subm_conv,
     "subm_conv_gpu_rule": run_subm_conv_gpu_rule,
     "ptv3": run_ptv3,
+    "skin": run_skin,
 }

@@ -34,8 +34,9 @@ class Serialization:
 
 
 def patch_indices(count: int, patch_size: int, device=None) -> tuple[Tensor, Tensor, int]:
-    """(pad (P*K,), unpad (N,), K): positions in a sorted list of `count` points, cut into patches of K = min(patch_size,
-    count). The last patch is completed with the entries one patch earlier; `unpad` finds the real ones again."""
+    """(pad (P*K,), unpad (N,), K): positions in a sorted list of N = `count` points, cut into patches of
+    K = min(patch_size, N). The last patch is completed with the entries one patch earlier; `unpad` finds the real ones.
+    """
     size = min(patch_size, count)
     pad = torch.arange(-(-count // size) * size, device=device)
     return torch.where(pad < count, pad, pad - size), torch.arange(count, device=device), size
@@ -50,8 +51,8 @@ def patch_serialization(order: Tensor, patch_size: int) -> Serialization:
 
 
 class PatchAttention(nn.Module):
-    """Self-attention within patches; `qkv` rows are q of all heads, then k, then v. q and k are normalised over the head
-    channels (no parameters) before the scaled product."""
+    """Self-attention within patches; `qkv` rows are q of all heads, then k, then v. q and k are normalised over the
+    head channels (no parameters) before the scaled product."""
 
     def __init__(self, channels: int, heads: int, qk_norm: bool, qkv_bias: bool):
         super().__init__()
@@ -155,7 +156,7 @@ class PTv3Object(nn.Module):
         if isinstance(enc_patch_size, int):
             enc_patch_size = (enc_patch_size,) * stages
         if not len(enc_channels) == len(enc_num_head) == len(enc_patch_size) == stages:
-            raise ValueError(f"enc_depths, enc_channels, enc_num_head and enc_patch_size must all have {stages} entries")
+            raise ValueError(f"enc_channels, enc_num_head, enc_patch_size must have {stages} entries, like enc_depths")
         self.order = tuple(order)
         self.patch_sizes = tuple(enc_patch_size)
         self.shuffle_orders = shuffle_orders
@@ -186,8 +187,8 @@ class PTv3Object(nn.Module):
     def serialize(self, coord: Tensor, order_perm: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """(grid (N, 3) int32, codes (O, N) int64, orders (O, N) int64); row j belongs to `order[order_perm[j]]`.
 
-        Equal codes keep the order of the points (stable sort). Without `order_perm` the rows are in order, or in a random
-        one drawn from torch's global generator when `shuffle_orders` is set.
+        Equal codes keep the order of the points (stable sort). Without `order_perm` the rows are in order, or shuffled
+        by torch's global generator when `shuffle_orders` is set.
         """
         grid = grid_coordinates(coord, self.grid_size)
         depth = curve_depth(grid)

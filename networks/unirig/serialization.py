@@ -1,7 +1,7 @@
 """Space-filling curves: the orders in which PTv3 reads a point cloud.
 
-Morton's z-curve, and Hilbert's curve by J. Skilling, "Programming the Hilbert curve", AIP Conf. Proc. 707 (2004). A code
-is `batch << 3*depth | position on the curve`; the `-trans` orders are the same curves with x and y exchanged.
+Morton's z-curve, and Hilbert's curve by J. Skilling, "Programming the Hilbert curve", AIP Conf. Proc. 707 (2004). A
+code is `batch << 3*depth | position on the curve`; the `-trans` orders are the same curves with x and y exchanged.
 """
 
 import torch
@@ -17,7 +17,7 @@ def grid_coordinates(points: Tensor, grid_size: float) -> Tensor:
 
 
 def curve_depth(grid_coord: Tensor) -> int:
-    """Bits needed for the largest coordinate. Raises ValueError beyond MAX_DEPTH (points too far apart for the grid)."""
+    """Bits needed for the largest coordinate. Raises ValueError beyond MAX_DEPTH: points too far apart for the grid."""
     depth = int(grid_coord.max()).bit_length()
     if depth > MAX_DEPTH:
         raise ValueError(f"grid coordinates need {depth} bits, at most {MAX_DEPTH} fit: the grid is too fine")

@@ -6,8 +6,8 @@ all rules are the same. Every rule lets each point use its own feature on the ce
 its voxel, the representative. With the flattened taps below the centre as first half:
 
 native          spconv's native algorithm, all kernels on CPU and 5x5x5 on CUDA; the rule checked against spconv itself.
-                First half: only the representative (the first point of the voxel) receives, and it receives the sum over
-                all points of the neighbouring voxel. Second half: every point reads the neighbour's representative.
+                First half: only the representative (the first point of the voxel) receives, and it receives the sum
+                over all points of the neighbouring voxel. Second half: every point reads the neighbour's representative.
 implicit_gemm   spconv's CUDA algorithm for 3x3x3, with "last writer" made definite as the highest index. First half:
                 every point reads the neighbour's representative. Second half: only representatives do.
 representative  Every point reads the neighbour's first point on all taps: order independent of the tap's half.
@@ -61,8 +61,8 @@ def neighbourhood(grid_coord: Tensor, kernel_size: int, rule: str = "native") ->
 def subm_conv(features: Tensor, weight: Tensor, bias: Tensor | None, neighbours: Neighbourhood) -> Tensor:
     """Cross-correlation on the occupied voxels: (N, in) -> (N, out).
 
-    weight: (out, k, k, k, in), the last three spatial axes following x, y, z; bias: (out,) or None. Gather, multiply and
-    scatter tap by tap, so memory stays at a few times the features.
+    weight: (out, k, k, k, in), the last three spatial axes following x, y, z; bias: (out,) or None. Gather,
+    multiply and scatter tap by tap, so memory stays at a few times the features.
     """
     taps = weight.flatten(1, 3).permute(1, 2, 0)
     if len(taps) != neighbours.kernel_size**3:

@@ -64,7 +64,7 @@ def run_case(json_path: Path, families: dict[str, Callable[[Case], list[Check]]]
     skipped = [name for name in case.outputs if name not in compared and not any(n.startswith(name) for n in compared)]
     if skipped:
         remarks.append(f"not compared: {', '.join(skipped)}")
-    return max(checks, key=lambda check: (not check.ok, check.ratio)), remarks
+    return max(checks, key=lambda check: (not check.ok, check.ratio, check.tolerance)), remarks
 
 
 def main(arguments: list[str]) -> int:

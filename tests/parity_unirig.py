@@ -1,14 +1,26 @@
 """Golden cases of UniRig's skeleton half."""
 
-import torch
-from parity_case import Case, Check, close, exact
+import re
 
+import numpy as np
+import torch
+from parity_case import GEOMETRY_ATOL, Case, Check, close, exact, same
+
+from networks.unirig.ar import LM_HEAD, SkeletonModel
+from networks.unirig.checkpoint import load_weights
+from networks.unirig.generation import GenerationSettings, generate
+from networks.unirig.grammar import Grammar, State
+from networks.unirig.mesh_prep import PreparedMesh, prepare_mesh
 from networks.unirig.michelangelo import (
     MichelangeloEncoder,
     farthest_point_sampling,
     fourier_features,
     presample_index,
 )
+from networks.unirig.normalize import connect_tails, fit_matrix, transform
+from networks.unirig.sampler import SampleDraws, draw, sample_mesh
+from networks.unirig.skeleton_mesh import skeleton_mesh
+from networks.unirig.tokenizer import Tokenizer
 
 
 def run_michelangelo(case: Case) -> list[Check]:
@@ -34,6 +46,181 @@ def run_michelangelo(case: Case) -> list[Check]:
     ]
 
 
+def run_tokenizer(case: Case) -> list[Check]:
+    tokenizer = _tokenizer(case.config)
+    extra = case.extra
+    part_starts = {int(i): part for i, part in (extra.get("parts_bias") or {}).items()}
+    joints, parents = case.inputs["joints"].numpy(), case.inputs["parents"].numpy()
+    ids = tokenizer.tokenize(joints, parents, case.config["cls"], part_starts)
+    checks = [exact(case, "ids", ids), *_check_skeleton(case, "detok_", tokenizer, case.outputs["ids"])]
+    skeleton = tokenizer.detokenize(case.outputs["ids"])
+    checks += [
+        exact(case, "branch", skeleton.branch),
+        same("detok_names", skeleton.names, extra["detok_names"]),
+        same("detok_parts", skeleton.parts, extra["detok_parts"]),
+        same("detok_cls", [skeleton.skeleton_class], [extra["detok_cls"]]),
+    ]
+    if extra.get("legal", True):
+        checks += _check_grammar(case, Grammar(tokenizer, published=True), case.outputs["ids"])
+    return checks
+
+
+def run_tokenizer_random(case: Case) -> list[Check]:
+    tokenizer = _tokenizer(case.config)
+    checks = [
+        exact(case, "ids", tokenizer.quantize(case.inputs["values"].numpy())),
+        close(case, "table", tokenizer.dequantize(range(tokenizer.num_discrete)), atol=1e-6, rtol=0),
+    ]
+    for name, ids in case.inputs.items():
+        if name.startswith("seq"):
+            checks += _check_skeleton(case, f"{name}_", tokenizer, ids)
+    return checks
+
+
+def _tokenizer(config: dict) -> Tokenizer:
+    low, high = config.get("continuous_range") or config.get("range") or (-1, 1)
+    return Tokenizer(num_discrete=config.get("num_discrete", 256), continuous_range=(low, high))
+
+
+def _check_skeleton(case: Case, prefix: str, tokenizer: Tokenizer, ids: torch.Tensor) -> list[Check]:
+    """Compare the outputs `<prefix>joints`, … with what the ids say."""
+    skeleton = tokenizer.detokenize(ids.tolist(), published_root_tail=True)
+    checks = [exact(case, f"{prefix}parents", skeleton.parents)]
+    for name in ("joints", "parent_joints", "tails"):
+        if f"{prefix}{name}" in case.outputs:
+            checks.append(close(case, f"{prefix}{name}", getattr(skeleton, name), atol=1e-6, rtol=0))
+    return checks
+
+
+def _check_grammar(case: Case, grammar: Grammar, ids: torch.Tensor) -> list[Check]:
+    states = grammar.run(ids)[:-1]
+    complete = torch.cat([torch.zeros(1, dtype=torch.int64), (states[1:] == int(State.BONE)).long()])
+    return [
+        exact(case, "next_token_counts", grammar.allowed[states].sum(dim=-1)),
+        exact(case, "bones_in_sequence", complete.cumsum(0)),
+    ]
+
+
+def run_ar(case: Case) -> list[Check]:
+    model = SkeletonModel(case.config["llm"], case.config["mesh_encoder"])
+    load_weights(model, case.weights, optional={LM_HEAD})
+    points, normals, start = case.inputs["vertices"], case.inputs["normals"], case.inputs["start_tokens"]
+    condition = model.encode(points[None], normals[None])
+    greedy = case.outputs["greedy_ids"]
+    prompt = model.prompt(condition, torch.cat([start, greedy]))
+    logits = model.transformer(inputs_embeds=prompt).logits[0, condition.shape[1] :]
+    grammar = Grammar(model.tokenizer, published=True)
+    states = grammar.run(torch.cat([start, greedy]))[len(start) : -1]
+    checks = [
+        close(case, "cond", condition, atol=1e-4, rtol=0),
+        close(case, "teacher_forced_logits", logits, atol=2e-5, rtol=1e-4),
+        exact(case, "greedy_allowed_mask", grammar.allowed[states]),
+        *_check_skeleton(case, "detok_", model.tokenizer, torch.cat([start, greedy])),
+    ]
+    for name, expected in case.outputs.items():
+        if not name.endswith("_ids"):
+            continue
+        settings, seed = _recorded_settings(name)
+        # A recording that does not end with eos was cut off at its length.
+        cut_off = int(expected[-1]) != model.tokenizer.eos
+        limit = len(expected) if cut_off else model.max_new_tokens
+        torch.manual_seed(seed)
+        ids = generate(
+            model.transformer,
+            model.prompt(condition, start),
+            grammar,
+            int(grammar.run(start)[-1]),
+            GenerationSettings(max_new_tokens=limit, **settings),
+            eos=model.tokenizer.eos,
+        )
+        checks.append(exact(case, name, ids))
+    return checks
+
+
+def _recorded_settings(name: str) -> tuple[dict, int]:
+    """`beam5_rep3_ids`, `beam15_sample_seed1234_ids`, … -> generation settings and seed."""
+    beams = re.search(r"beam(\d+)", name)
+    penalty = re.search(r"rep(\d+(?:\.\d+)?)", name)
+    seed = re.search(r"seed(\d+)", name)
+    sample = "sample" in name
+    settings = {
+        "num_beams": int(beams[1]) if beams else 1,
+        "do_sample": sample,
+        "repetition_penalty": float(penalty[1]) if penalty else (3.0 if sample else 1.0),
+    }
+    return settings, int(seed[1]) if seed else 0
+
+
+def run_mesh_prep(case: Case) -> list[Check]:
+    vertices, faces = case.inputs["vertices"].numpy(), case.inputs["faces"].numpy()
+    checks = []
+    for key, target in case.config.items():
+        if not key.startswith("target_count_"):
+            continue
+        name = key.removeprefix("target_count_")
+        mesh = prepare_mesh(vertices, faces, target_faces=target)
+        checks.append(exact(case, f"{name}_faces", mesh.faces))
+        for part in ("vertices", "vertex_normals", "face_normals"):
+            checks.append(close(case, f"{name}_{part}", getattr(mesh, part), atol=GEOMETRY_ATOL, rtol=0))
+    return checks
+
+
+def run_normalize(case: Case) -> list[Check]:
+    vertices, joints, tails, parents = (case.inputs[k].numpy() for k in ("vertices", "joints", "tails", "parents"))
+    low, high = case.config["normalize_into"]
+    mesh_only = fit_matrix(vertices, low, high)
+    with_joints = fit_matrix(np.concatenate([vertices, joints]), low, high)
+    moved_joints = transform(with_joints, joints)
+    results = {
+        "matrix_mesh_only": mesh_only,
+        "vertices_mesh_only": transform(mesh_only, vertices),
+        "matrix_with_joints": with_joints,
+        "vertices_with_joints": transform(with_joints, vertices),
+        "joints_with_joints": moved_joints,
+        "tails_connected": connect_tails(moved_joints, transform(with_joints, tails), parents),
+    }
+    return [close(case, name, value, atol=1e-6, rtol=0) for name, value in results.items()]
+
+
+def run_sampler(case: Case) -> list[Check]:
+    given = {name: tensor.numpy() for name, tensor in case.inputs.items()}
+    mesh = PreparedMesh(given["vertices"], given["faces"], given["vertex_normals"], given["face_normals"])
+    draws = SampleDraws(given["rand_perm_vertices"], given["rand_face"], given["rand_bary"])
+    num_samples, vertex_samples = case.config["num_samples"], case.config["vertex_samples"]
+    samples = sample_mesh(mesh, num_samples, vertex_samples, draws, given.get("group"))
+    checks = [
+        close(case, "vertices", samples.points, atol=1e-6, rtol=0),
+        close(case, "normals", samples.normals, atol=1e-6, rtol=0),
+    ]
+    if samples.groups is not None:
+        checks.append(close(case, "group", samples.groups, atol=1e-6, rtol=0))
+    if "numpy_seed" in case.config:
+        random = np.random.RandomState(case.config["numpy_seed"])
+        own = draw(random, len(mesh.vertices), num_samples, vertex_samples)
+        checks += [
+            exact(case, "in/rand_perm_vertices", own.vertex_order, expected=draws.vertex_order),
+            exact(case, "in/rand_face", own.face, expected=draws.face),
+            exact(case, "in/rand_bary", own.barycentric, expected=draws.barycentric),
+        ]
+    return checks
+
+
+def run_skeleton_mesh(case: Case) -> list[Check]:
+    vertices, faces, skin = skeleton_mesh(case.inputs["bones"].numpy())
+    return [
+        close(case, "vertices", vertices, atol=GEOMETRY_ATOL, rtol=0),
+        exact(case, "faces", faces),
+        exact(case, "skin", skin),
+    ]
+
+
 CASES = {
+    "mesh_prep": run_mesh_prep,
+    "normalize": run_normalize,
+    "sampler": run_sampler,
+    "skeleton_mesh": run_skeleton_mesh,
     "michelangelo": run_michelangelo,
+    "tokenizer": run_tokenizer,
+    "tokenizer_random": run_tokenizer_random,
+    "ar": run_ar,
 }

@@ -11,11 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Settings that stand in published configurations and change nothing here: loading, training, kernels, unused heads.
-_WITHOUT_EFFECT = frozenset(
-    ("__target__", "pretrained_path", "freeze_encoder", "device", "dtype", "num_latents", "embed_dim", "init_scale")
-    + ("use_checkpoint", "flash", "supervision_type", "query_method")
-)
+# Settings that stand in published configurations and change nothing here (training, kernels, heads without use).
+_LOADING = {"__target__", "pretrained_path", "freeze_encoder", "device", "dtype"}
+_NO_EFFECT = {"num_latents", "embed_dim", "init_scale", "use_checkpoint", "flash", "supervision_type", "query_method"}
 
 PRESAMPLE_FACTOR = 4  # points kept for farthest point sampling, per token
 PRESAMPLE_SEED = 0
@@ -195,7 +193,7 @@ class MichelangeloEncoder(nn.Module):
         """Build from a published configuration mapping. Raises TypeError on a setting we do not know."""
         if config.get("query_method"):
             raise ValueError(f"query_method={config['query_method']!r}: only sampled queries (False) are supported")
-        return cls(**{name: value for name, value in config.items() if name not in _WITHOUT_EFFECT})
+        return cls(**{name: value for name, value in config.items() if name not in _LOADING | _NO_EFFECT})
 
     def query_index(self, points: Tensor) -> Tensor:
         """Index of the points that become queries: (B, N, 3) -> int64 (B, token_num), in farthest-point order."""

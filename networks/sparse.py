@@ -68,7 +68,7 @@ def neighbour_table(coords: Tensor, kernel_size: int = 3) -> Tensor:
 def _fill_run(
     table: Tensor, keys: Tensor, dx: int, dy: int, run: range, kernel_size: int, stride_x: int, stride_y: int
 ) -> None:
-    """Write the taps (dx, dy, run) and their mirror images: one binary search, then steps along z in the sorted keys."""
+    """Write the taps (dx, dy, run) and their mirror images: one binary search, then steps along z in sorted keys."""
     radius, count = kernel_size // 2, len(keys)
     if count == 0:
         return
@@ -119,3 +119,48 @@ def submanifold_conv(features: Tensor, weight: Tensor, bias: Tensor | None, tabl
     if bias is not None:
         total += bias.to(accumulator)
     return total.to(features.dtype)
+
+
+def downsample_coords(coords: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Halve the resolution: coords [N, 4] -> coarse [M, 4] sorted by (batch, x, y, z), parent [N], children [M].
+
+    `parent` is each voxel's row in coarse, `children` how many rows share a coarse voxel.
+    """
+    halved = torch.cat((coords[:, :1], coords[:, 1:] // 2), dim=1)
+    keys, _ = voxel_keys(halved)
+    distinct, parent, children = torch.unique(keys, return_inverse=True, return_counts=True)
+    coarse = coords.new_empty((len(distinct), 4))
+    coarse[parent] = halved
+    return coarse, parent, children
+
+
+def subdivide_coords(coords: Tensor) -> Tensor:
+    """Split every voxel in eight: [N, 4] -> [8·N, 4], children 2c + (i, j, k) with k fastest."""
+    child = torch.cartesian_prod(*[torch.arange(2, dtype=coords.dtype, device=coords.device)] * 3)
+    fine = coords[:, None, 1:] * 2 + child
+    return torch.cat((coords[:, None, :1].expand(-1, 8, -1), fine), dim=-1).flatten(0, 1)
+
+
+def subdivide_table(table: Tensor) -> Tensor:
+    """The 3x3x3 neighbour table of `subdivide_coords(coords)` from that of coords: [N, 27] -> [8·N, 27].
+
+    All eight children exist, so a child's neighbour is a child of its parent's neighbour: nothing is searched.
+    """
+    count = len(table)
+    coarse_tap, sibling = _child_taps()
+    fine = torch.empty((27, count, 8), dtype=torch.int64, device=table.device)
+    for child in range(8):
+        for tap in range(27):
+            parent = table[:, coarse_tap[child][tap]]
+            fine[tap, :, child] = torch.where(parent < count, parent * 8 + sibling[child][tap], 8 * count)
+    return fine.flatten(1).T
+
+
+def _child_taps() -> tuple[list[list[int]], list[list[int]]]:
+    """For child 0..7 and fine tap 0..26: the tap of its parent's neighbour, and which child of it."""
+    tap = torch.cartesian_prod(*[torch.arange(-1, 2)] * 3)
+    child = torch.cartesian_prod(*[torch.arange(2)] * 3)
+    fine = child[:, None] + tap  # position in units of fine cells, from the parent's low corner
+    step = fine.div(2, rounding_mode="floor")
+    place = torch.tensor([9, 3, 1])
+    return ((step + 1) * place).sum(-1).tolist(), ((fine - 2 * step) * torch.tensor([4, 2, 1])).sum(-1).tolist()

@@ -1,17 +1,19 @@
-"""The scene every mesh script works on: polygons, materials, skeletons and their hierarchy, as dataclasses over numpy.
+"""The scene every mesh script works on: polygons, materials, skeletons and their hierarchy, as dataclasses over
+numpy.
 
 Conventions, the same whatever file a scene came from:
 
 - Matrices act on column vectors, `p' = M[:3, :3] @ p + M[:3, 3]`. Quaternions are (x, y, z, w).
-- Texture coordinates have their origin at the bottom left (as in USD and OBJ; glTF's v is flipped by its reader and writer).
+- Texture coordinates have their origin at the bottom left (as in USD and OBJ; glTF's v is flipped by its reader and
+  writer).
 - Front faces run counter-clockwise.
-- Lengths are in the scene's own unit (`Scene.metres_per_unit`), the vertical axis is `Scene.up_axis`; nothing is converted while
-  reading. Angles are in radians, times in seconds.
-- Floating-point arrays are float64, index arrays int32, unless said otherwise. V = points, F = faces, L = face corners (the sum of
-  all face sizes), J = joints, K = any number of values.
+- Lengths are in the scene's own unit (`Scene.metres_per_unit`), the vertical axis is `Scene.up_axis`; nothing is
+  converted while reading. Angles are in radians, times in seconds.
+- Floating-point arrays are float64, index arrays int32, unless said otherwise. V = points, F = faces, L = face
+  corners (the sum of all face sizes), J = joints, K = any number of values.
 
-A point keeps the identity it has in its file: a glTF vertex which was split at a seam stays split (its position, its skin row). Tools
-which need connected surfaces weld coincident positions for themselves.
+A point keeps the identity it has in its file: a glTF vertex which was split at a seam stays split (its position, its
+skin row). Tools which need connected surfaces weld coincident positions for themselves.
 """
 
 from dataclasses import dataclass, field
@@ -21,7 +23,9 @@ import numpy as np
 
 @dataclass
 class FaceVarying:
-    """One value per face corner, stored once and indexed: `values` [K, C] float64, `indices` [L] int32 into `values`."""
+    """One value per face corner, stored once and indexed: `values` [K, C] float64, `indices` [L] int32 into
+    `values`.
+    """
 
     values: np.ndarray
     indices: np.ndarray
@@ -35,9 +39,10 @@ class FaceVarying:
 class Primvar:
     """Any further data a mesh carries, under the name it has in its file.
 
-    `interpolation` says what it belongs to: "constant" (the mesh), "uniform" (a face), "vertex" (a point) or "faceVarying" (a face
-    corner). `values` [K, ...]; `indices` (int32, or None: one value each in order) is as long as there are faces, points or corners.
-    `type_name` is the value type in USD's words ("float", "int", "color3f[]" is written "color3f", "token" ...).
+    `interpolation` says what it belongs to: "constant" (the mesh), "uniform" (a face), "vertex" (a point) or
+    "faceVarying" (a face corner). `values` [K, ...]; `indices` (int32, or None: one value each in order) is as long
+    as there are faces, points or corners. `type_name` is the value type in USD's words ("float", "int", "color3f[]"
+    is written "color3f", "token" ...).
     """
 
     values: np.ndarray
@@ -50,10 +55,11 @@ class Primvar:
 class Skin:
     """Which joints move a point, and how much: any number of influences per point, in compressed rows.
 
-    Point i is moved by `joints[offsets[i]:offsets[i + 1]]` (indices into the skeleton's joints) with the `weights` of the same
-    range. `offsets` [V + 1] int32, `joints` [K] int32, `weights` [K] float64. `bind_transform` [4, 4] takes the mesh's points to the
-    space of the skeleton's bind matrices (USD's geomBindTransform). A posed point, in the skeleton's space, is
-    `sum_k weight_k * pose[joint_k] @ inverse(skeleton.bind[joint_k]) @ bind_transform @ point` with joint-to-skeleton matrices `pose`.
+    Point i is moved by `joints[offsets[i]:offsets[i + 1]]` (indices into the skeleton's joints) with the `weights`
+    of the same range. `offsets` [V + 1] int32, `joints` [K] int32, `weights` [K] float64. `bind_transform` [4, 4]
+    takes the mesh's points to the space of the skeleton's bind matrices (USD's geomBindTransform). A posed point, in
+    the skeleton's space, is `sum_k weight_k * pose[joint_k] @ inverse(skeleton.bind[joint_k]) @ bind_transform @
+    point` with joint-to-skeleton matrices `pose`.
     """
 
     skeleton: int
@@ -90,13 +96,15 @@ class BlendShape:
 
 @dataclass
 class Mesh:
-    """A polygon mesh. Faces may have any size from 3 on; all faces' corners lie behind one another in `face_vertices`.
+    """A polygon mesh. Faces may have any size from 3 on; all faces' corners lie behind one another in
+    `face_vertices`.
 
-    points [V, 3] float64; face_sizes [F] int32; face_vertices [L] int32; face_material [F] int32 (index into Scene.materials, -1: none).
-    The first entry of `uv_sets` and of `colors` (linear RGB or RGBA, values [K, 3 or 4]) is the one tools use by default.
-    `sharp_edges` [E, 2] int32 point pairs with a hard break in shading; `crease_edges` [E, 2] with `crease_sharpness` [E] and
-    `corner_points` [C] with `corner_sharpness` [C] steer subdivision (`subdivision`: "none", "catmullClark", "loop", "bilinear").
-    `face_groups` names sets of faces (sorted int32 face indices) other than the materials; a face may be in several.
+    points [V, 3] float64; face_sizes [F] int32; face_vertices [L] int32; face_material [F] int32 (index into
+    Scene.materials, -1: none). The first entry of `uv_sets` and of `colors` (linear RGB or RGBA, values [K, 3 or 4])
+    is the one tools use by default. `sharp_edges` [E, 2] int32 point pairs with a hard break in shading;
+    `crease_edges` [E, 2] with `crease_sharpness` [E] and `corner_points` [C] with `corner_sharpness` [C] steer
+    subdivision (`subdivision`: "none", "catmullClark", "loop", "bilinear"). `face_groups` names sets of faces
+    (sorted int32 face indices) other than the materials; a face may be in several.
     """
 
     name: str
@@ -133,7 +141,9 @@ class Mesh:
         return np.repeat(np.arange(len(self.face_sizes), dtype=np.int32), self.face_sizes)
 
     def problem(self) -> str | None:
-        """What contradicts itself in this mesh (lengths, index ranges), or None. Readers refuse a file for it; NaN is no problem here."""
+        """What contradicts itself in this mesh (lengths, index ranges), or None. Readers refuse a file for it; NaN
+        is no problem here.
+        """
         corners, faces, points = len(self.face_vertices), len(self.face_sizes), len(self.points)
         if faces and int(self.face_sizes.min()) < 3:
             return "a face has fewer than 3 corners"
@@ -188,7 +198,8 @@ def _in_range(indices: np.ndarray, count: int) -> bool:
 
 @dataclass
 class Parts:
-    """Translation [..., 3], rotation quaternion xyzw [..., 4] and scale [..., 3] which a matrix was composed of (T @ R @ S).
+    """Translation [..., 3], rotation quaternion xyzw [..., 4] and scale [..., 3] which a matrix was composed of (T @
+    R @ S).
 
     Animation replaces one part and leaves the others, so a file's own parts are kept where it has them.
     """
@@ -202,8 +213,9 @@ class Parts:
 class Skeleton:
     """Joints with their hierarchy. A parent comes before its children.
 
-    `joints` are names (unique within the skeleton); `parents` [J] int32 (-1: root); `rest` [J, 4, 4] joint-to-parent matrices of the pose
-    the file shows (roots: to the skeleton's node); `bind` [J, 4, 4] joint-to-skeleton matrices at the moment the skin was bound.
+    `joints` are names (unique within the skeleton); `parents` [J] int32 (-1: root); `rest` [J, 4, 4] joint-to-parent
+    matrices of the pose the file shows (roots: to the skeleton's node); `bind` [J, 4, 4] joint-to-skeleton matrices
+    at the moment the skin was bound.
     """
 
     name: str
@@ -215,7 +227,9 @@ class Skeleton:
     extras: dict = field(default_factory=dict)
 
     def pose(self, local: np.ndarray | None = None) -> np.ndarray:
-        """Joint-to-skeleton matrices [J, 4, 4] for joint-to-parent matrices `local` [J, 4, 4] (default: the rest pose)."""
+        """Joint-to-skeleton matrices [J, 4, 4] for joint-to-parent matrices `local` [J, 4, 4] (default: the rest
+        pose).
+        """
         local = self.rest if local is None else local
         world = np.array(local, np.float64)
         for joint, parent in enumerate(self.parents):
@@ -226,7 +240,9 @@ class Skeleton:
 
 @dataclass
 class Image:
-    """A picture file as its own bytes. `mime` like "image/png"; `name` is the file name to use when it is written out."""
+    """A picture file as its own bytes. `mime` like "image/png"; `name` is the file name to use when it is written
+    out.
+    """
 
     name: str
     mime: str
@@ -237,9 +253,10 @@ class Image:
 class Texture:
     """One use of an image by a material.
 
-    `channel`: "rgb", "rgba", "r", "g", "b" or "a". The value used is `sample * scale + bias` per channel. A texture coordinate uv becomes
-    `rotate(uv * uv_scale, uv_rotation counter-clockwise) + uv_offset` (USD's UsdTransform2d, origin bottom left). `wrap_s`, `wrap_t`:
-    "repeat", "clamp", "mirror" or "black". `color_space`: "sRGB", "raw" or "auto".
+    `channel`: "rgb", "rgba", "r", "g", "b" or "a". The value used is `sample * scale + bias` per channel. A texture
+    coordinate uv becomes `rotate(uv * uv_scale, uv_rotation counter-clockwise) + uv_offset` (USD's UsdTransform2d,
+    origin bottom left). `wrap_s`, `wrap_t`: "repeat", "clamp", "mirror" or "black". `color_space`: "sRGB", "raw" or
+    "auto".
     """
 
     image: int
@@ -257,7 +274,9 @@ class Texture:
 
 @dataclass
 class Material:
-    """A metallic-roughness surface (glTF 2.0 PBR, UsdPreviewSurface). A texture multiplies its factor, except the normal map."""
+    """A metallic-roughness surface (glTF 2.0 PBR, UsdPreviewSurface). A texture multiplies its factor, except the
+    normal map.
+    """
 
     name: str
     base_color: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
@@ -289,7 +308,9 @@ class Material:
 
 @dataclass
 class Camera:
-    """`kind` "perspective" (`fov` vertical, radians) or "orthographic" (`height` of the view, scene units). It looks along -Z, Y is up."""
+    """`kind` "perspective" (`fov` vertical, radians) or "orthographic" (`height` of the view, scene units). It looks
+    along -Z, Y is up.
+    """
 
     name: str
     kind: str = "perspective"
@@ -302,7 +323,9 @@ class Camera:
 
 @dataclass
 class Light:
-    """`kind` "sun", "point" or "spot" (cone half-angles in radians), shining along -Z. `intensity` in the unit of glTF (lux, candela)."""
+    """`kind` "sun", "point" or "spot" (cone half-angles in radians), shining along -Z. `intensity` in the unit of
+    glTF (lux, candela).
+    """
 
     name: str
     kind: str = "point"
@@ -314,11 +337,12 @@ class Light:
 
 @dataclass
 class Node:
-    """A place in the hierarchy. `matrix` [4, 4] is local-to-parent; `parent` (-1: root) comes earlier in Scene.nodes.
+    """A place in the hierarchy. `matrix` [4, 4] is local-to-parent; `parent` (-1: root) comes earlier in
+    Scene.nodes.
 
-    `mesh`, `camera`, `light`, `skeleton` index the scene's lists; several nodes may show one mesh. A skinned mesh is placed by the node of its
-    skeleton, as in glTF and USD, whatever its own node says. `parent_joint` >= 0: the node rides on that joint of its parent node's skeleton,
-    and `matrix` is local-to-joint.
+    `mesh`, `camera`, `light`, `skeleton` index the scene's lists; several nodes may show one mesh. A skinned mesh is
+    placed by the node of its skeleton, as in glTF and USD, whatever its own node says. `parent_joint` >= 0: the node
+    rides on that joint of its parent node's skeleton, and `matrix` is local-to-joint.
     """
 
     name: str
@@ -336,10 +360,12 @@ class Node:
 
 @dataclass
 class Channel:
-    """Key frames of one part of one thing: `times` [T] seconds, `values` [T, C] (CUBICSPLINE: [T, 3, C], in-tangent, value, out-tangent).
+    """Key frames of one part of one thing: `times` [T] seconds, `values` [T, C] (CUBICSPLINE: [T, 3, C], in-tangent,
+    value, out-tangent).
 
-    The target is node `node`, or joint `joint` of skeleton `skeleton`; `path` is "translation", "rotation" (xyzw), "scale", or "weights" (one column
-    per blend shape of the node's mesh). `interpolation`: "LINEAR", "STEP" or "CUBICSPLINE", as in glTF.
+    The target is node `node`, or joint `joint` of skeleton `skeleton`; `path` is "translation", "rotation" (xyzw),
+    "scale", or "weights" (one column per blend shape of the node's mesh). `interpolation`: "LINEAR", "STEP" or
+    "CUBICSPLINE", as in glTF.
     """
 
     path: str

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from shared_utils.errors import UsageError
 
 _KEY = "option"
+_DASH = "\0stdin"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,13 +188,15 @@ class ArgsParser:
         )
         app.default(values)
         try:
-            command, bound, _ = app.parse_args(list(argv), exit_on_error=False, print_error=False)
+            # cyclopts takes a lone dash for a flag; it travels as a value that nobody types.
+            tokens = [_DASH if token == "-" else token for token in argv]
+            command, bound, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
         except CycloptsError as error:
             raise UsageError(" ".join(str(error).split()) + " (see --help)") from None
         if command is not values:
             command(*bound.args, **bound.kwargs)
             return None
-        return dict(bound.arguments)
+        return {name: _with_dash(value) for name, value in bound.arguments.items()}
 
     def _parameters(self) -> list[inspect.Parameter]:
         from cyclopts import Group, Parameter
@@ -231,6 +234,12 @@ class ArgsParser:
                 )
             )
         return sorted(parameters, key=lambda p: p.kind)
+
+
+def _with_dash(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_with_dash(v) for v in value)
+    return type(value)("-") if isinstance(value, str | Path) and str(value) == _DASH else value
 
 
 def _rules(opt: Option) -> str:

@@ -14,9 +14,9 @@ class Manifest:
         self.folder = folder
         self.path = folder / "items.jsonl"
 
-    def append(self, record: dict[str, Any], base_seed: int | None) -> None:
-        """Add one item's record."""
-        append_line(self.path, {**record, "base_seed": base_seed})
+    def append(self, record: dict[str, Any], base_seed: int | None, stamp: str) -> None:
+        """Add one item's record, with what a resumed run has to take over: the run's seed and its time stamp."""
+        append_line(self.path, {**record, "base_seed": base_seed, "stamp": stamp})
 
     def records(self) -> list[dict[str, Any]]:
         """All records in order. A last line that a kill cut short is left out."""
@@ -32,9 +32,9 @@ class Manifest:
                 rows.append(row)
         return rows
 
-    def base_seed(self) -> int | None:
-        """Seed of the run that began this folder, so that a resumed run without `--seed` goes on with it."""
-        return next((row["base_seed"] for row in self.records() if row.get("base_seed") is not None), None)
+    def begun_with(self, name: str) -> Any:
+        """`base_seed` or `stamp` of the run that began this folder; None for a new folder."""
+        return next((row[name] for row in self.records() if row.get(name) is not None), None)
 
     def finished(self) -> dict[str, dict[str, Any]]:
         """Records of items that are done and whose files are there with their recorded sizes, by the item's key."""

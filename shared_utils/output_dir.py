@@ -118,17 +118,19 @@ class OutputDir:
         self.timestamp = time.strftime(TIMESTAMP)
 
     def create(self) -> Path:
-        """Make the folder (local time; `_2`, `_3` … when another process took the second), or take the resumed one."""
+        """Make the folder (local time; `_2`, `_3` … when another process took the second), or take the resumed one.
+
+        Raises `OutputWriteError` when it cannot be made.
+        """
         if self.path is not None:
             return self.path
-        if self.resume is not None:
-            with write_errors(self.resume):
-                self.created = not self.resume.exists()
-                self.resume.mkdir(parents=True, exist_ok=True)
-            self.path = self.resume
-            return self.path
-        with write_errors(self.base):
-            self.base.mkdir(parents=True, exist_ok=True)
+        wanted = self.resume or self.base
+        try:
+            self.created = self.resume is not None and not wanted.exists()
+            wanted.mkdir(parents=True, exist_ok=True)
+            if self.resume is not None:
+                self.path = self.resume
+                return self.path
             for attempt in range(1, 10000):
                 name = self.timestamp if attempt == 1 else f"{self.timestamp}_{attempt}"
                 try:
@@ -137,6 +139,8 @@ class OutputDir:
                     continue
                 self.path, self.created, self.timestamp = self.base / name, True, name
                 return self.path
+        except OSError as error:
+            raise OutputWriteError(f"{wanted}: the folder cannot be made ({error.strerror})") from error
         raise OutputWriteError(f"{self.base}: no free folder name for {self.timestamp}")
 
     def discard_if_empty(self) -> None:

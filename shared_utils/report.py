@@ -162,13 +162,25 @@ def run_record(run: Any, items: list[Any], config: dict[str, Any], status: str) 
 def print_plan(plan: dict[str, Any], stdout: Any, as_json: bool) -> None:
     """Print what `--dry-run` found out: one JSON object, or a line per fact."""
     if as_json:
-        stdout.write(_line({"schema": SCHEMA, "status": "dry-run", **plan}))
+        weights = [_plan_record(p) for p in plan.get("weights", [])]
+        stdout.write(
+            _line({"schema": SCHEMA, "status": "dry-run", **plan, **({"weights": weights} if weights else {})})
+        )
         return
     for key, value in plan.items():
         for row in value if isinstance(value, list) else [value]:
-            shown = (
-                ", ".join(f"{k} {v}" for k, v in row.items() if not isinstance(v, list))
-                if isinstance(row, dict)
-                else row
-            )
-            stdout.write(f"{key.replace('_', ' ')}: {shown}\n")
+            stdout.write(f"{key.replace('_', ' ')}: {row}\n")
+
+
+def _plan_record(plan: Any) -> dict[str, Any]:
+    """A `DownloadPlan` as JSON values; sizes in bytes."""
+    return {
+        "repo": plan.repo,
+        "revision": plan.revision,
+        "commit": plan.commit,
+        "folder": str(plan.folder),
+        "files": [dataclasses.asdict(file) for file in plan.files],
+        "total_bytes": plan.total_bytes,
+        "fetch_bytes": plan.fetch_bytes,
+        "free_bytes": plan.free_bytes,
+    }

@@ -115,7 +115,9 @@ class Run:
         self.results: list[dict[str, Any]] = []
         self.started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         self._device: str | None = None
-        self._telemetry: Any = None
+        self.telemetry: Any = None
+        self.spans: Any = None
+        self.log: Any = None
 
     @property
     def device(self) -> str:
@@ -131,16 +133,6 @@ class Run:
     def dtype(self) -> Any:
         """The torch dtype `--dtype` stands for on this device."""
         return device.choose_dtype(self.config.dtype, self.device)
-
-    @property
-    def spans(self) -> Any:
-        """The run's `SpanCollector`."""
-        return self._telemetry.spans
-
-    @property
-    def log(self) -> Any:
-        """The run's `OtelLogger`."""
-        return self._telemetry.logger
 
     def warn(self, message: str) -> None:
         """Tell the user and the record about something they should know and that is no failure."""
@@ -177,12 +169,8 @@ class Run:
         """The downloader for this run's weights folder."""
         from shared_utils.hugging_face import HuggingFaceDownloader
 
-        return HuggingFaceDownloader.for_script(
-            Path(self.script.file),
-            weights_dir=self.config.weights_dir,
-            offline=self.config.offline or self.smoke is not None,
-            console=self.console,
-        )
+        offline = self.config.offline or self.smoke is not None
+        return HuggingFaceDownloader(self.config.weights_dir, offline=offline, console=self.console)
 
     def wanted(self, role: str) -> Any:
         """The weight-table row of a role with `--model` and `--revision` applied."""
@@ -191,9 +179,7 @@ class Run:
             return dataclasses.replace(row, repo=str(self.smoke.models[role]))
         model = _by_role("--model", self.config.model, self.script.weights).get(role)
         revision = _by_role("--revision", self.config.revision, self.script.weights).get(role)
-        if model is not None:
-            row = dataclasses.replace(row, repo=model, revision="main")
-        return dataclasses.replace(row, revision=revision) if revision is not None else row
+        return row.choose(model, revision)
 
 
 def _by_role(name: str, values: tuple[str, ...], roles: dict[str, Any]) -> dict[str, str]:
@@ -349,7 +335,7 @@ class _Frame:
         return values
 
     def default_seed(self, config: Any) -> int:
-        if config.resume is not None and (seed := Manifest(config.resume).base_seed()) is not None:
+        if config.resume is not None and (seed := Manifest(config.resume).begun_with("base_seed")) is not None:
             return seed
         if self.script.seed is not None:
             return self.script.seed
@@ -360,13 +346,16 @@ class _Frame:
     def start_telemetry(self, run: Run, stack: contextlib.ExitStack) -> None:
         from shared_utils.telemetry import OtelSetup
 
-        run._telemetry = OtelSetup(
+        config = run.config
+        run.telemetry = OtelSetup(
             self.script.name,
             __version__,
-            enabled=not run.config.disable_telemetry,
-            send_content=run.config.telemetry_content,
+            enabled=not config.disable_telemetry,
+            send_content=config.telemetry_content,
+            say=self.console.info,
         )
-        stack.callback(run._telemetry.shutdown)
+        run.spans, run.log = run.telemetry.spans, run.telemetry.logger
+        stack.callback(run.telemetry.shutdown)
 
     def apply_smoke(self, run: Run, config: Any, stack: contextlib.ExitStack) -> Any:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="smoke-test-")))
@@ -401,15 +390,17 @@ class _Frame:
         for item in items:
             try:
                 if item.error is None:
-                    self.check_item(item.config)
+                    self.check_item(item.config, own_output=item.config.output != config.output)
             except ScriptError as error:
                 item.error = error
         if self.total == 1 and items and items[0].error is not None:
             raise items[0].error
         return items
 
-    def check_item(self, config: Any) -> None:
+    def check_item(self, config: Any, own_output: bool) -> None:
         validate(config)
+        if own_output:
+            inside(Path("run folder").absolute(), str(config.output))
         for name, opt in options_of(config).items():
             value = getattr(config, name)
             for v in value if isinstance(value, tuple) else (value,):
@@ -428,7 +419,7 @@ class _Frame:
             plan["device"] = run.device
             plan["free_memory_bytes"] = device.free_memory(run.device)
             downloader = run.downloader()
-            plan["weights"] = [downloader.plan(run.wanted(role)).as_dict() for role in self.script.weights]
+            plan["weights"] = [downloader.plan(run.wanted(role)) for role in self.script.weights]
         if self.script.plan is not None:
             plan.update(self.script.plan(run.config, [i.config for i in items if not i.error], run))
         plan["output_dir"] = str(run.config.resume or run.config.output_dir)
@@ -441,6 +432,7 @@ class _Frame:
             raise OutputExistsError(f"--output {config.output}: exists already (--overwrite replaces it)")
         folder = run.output.create()
         manifest = Manifest(folder)
+        run.output.timestamp = manifest.begun_with("stamp") or run.output.timestamp
         status = "error"
         try:
             with run.spans.track_span(f"{self.script.name}.run", {"items": len(items)}):
@@ -516,7 +508,7 @@ class _Frame:
                     failed += self.failed(run, item, error, manifest)
                     continue
                 record = result_record(run, item, out, result, time.monotonic() - start)
-                manifest.append(record, run.config.seed)
+                manifest.append(record, run.config.seed, run.output.timestamp)
                 self.publish(run, item, record, result)
         finally:
             for out in outs:
@@ -540,7 +532,7 @@ class _Frame:
             "outputs": [],
             "seed": item.config.seed,
         }
-        manifest.append(record, run.config.seed)
+        manifest.append(record, run.config.seed, run.output.timestamp)
         run.results.append(record)
         if run.config.json:
             self.stdout.write(Report.json_line(run, record))
@@ -591,7 +583,7 @@ class _Frame:
             config[self.field] = values
         ConfigFile(folder / "run.json").write(run_record(run, items, config, status))
         if not run.config.disable_telemetry:
-            run._telemetry.write_trace(folder / "opentelemetry_trace.json")
+            run.telemetry.write_trace(folder / "opentelemetry_trace.json")
 
 
 def _explain(error: Exception, run: Run) -> Exception:

@@ -16,7 +16,9 @@ def environment(**extra: str) -> dict[str, str]:
     return {**kept, "OMP_NUM_THREADS": "1", "COLUMNS": "80", **extra}
 
 
-def run(script: Path | str, *args: object, cwd: Path, stdin: str | None = None, timeout: float = 300, **env: str) -> subprocess.CompletedProcess:
+def run(
+    script: Path | str, *args: object, cwd: Path, stdin: str | None = None, timeout: float = 300, **env: str
+) -> subprocess.CompletedProcess:
     """Run a script of the repository with `args` in `cwd` and return its exit code and texts."""
     return subprocess.run(
         [sys.executable, str(ROOT / script), *map(str, args)],

@@ -139,7 +139,8 @@ class Run:
         if message not in self.report.warnings:
             self.report.warnings.append(message)
             self.console.warning(message)
-            self.log.warning(message)
+            # The text may hold a path or a prompt, which telemetry carries only when asked to.
+            self.log.warning("{message}", content={"message": message})
 
     def info(self, message: str) -> None:
         """A line for the user."""
@@ -214,7 +215,7 @@ def run_script(script: Script, argv: list[str] | None = None) -> int:
         return _Frame(script, parser.config, given, console, stdout).run()
     except ScriptError as error:
         console.error(str(error))
-        if json_wanted:
+        if json_wanted and not isinstance(error, BatchError):
             stdout.write(Report.error_line(script.name, error))
         return error.exit_code
     except Interrupted as interrupted:
@@ -582,8 +583,7 @@ class _Frame:
             values = [os.path.abspath(v) if isinstance(v, Path) else v for v in given]
             config[self.field] = values
         ConfigFile(folder / "run.json").write(run_record(run, items, config, status))
-        if not run.config.disable_telemetry:
-            run.telemetry.write_trace(folder / "opentelemetry_trace.json")
+        run.telemetry.write_trace(folder / "opentelemetry_trace.json")
 
 
 def _explain(error: Exception, run: Run) -> Exception:

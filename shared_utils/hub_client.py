@@ -44,7 +44,7 @@ class _Retryable(Exception):
 
 @dataclass(frozen=True)
 class Listing:
-    """All files of a repository at one commit (40 hex digits), by path."""
+    """All files of a repository at one commit, by path."""
 
     commit: str
     files: dict[str, RemoteFile]
@@ -106,7 +106,7 @@ class HubClient:
                 path: RemoteFile(path, lfs.get("size", size), lfs.get("sha256") or lfs.get("oid") or blob)
                 for path, size, blob, lfs in entries
             }
-            if not re.fullmatch(r"[0-9a-f]{40}", commit):
+            if not re.fullmatch(r"[0-9a-f]{7,64}", commit):
                 raise ValueError(f"commit {commit!r}")
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise self._not_a_hub() from error
@@ -266,8 +266,9 @@ class HubClient:
             except _Retryable as error:
                 failures = 1 if done() - before >= PROGRESS_BYTES else failures + 1
                 if failures >= ATTEMPTS:
+                    kept = f"; the {done()} bytes that came in are kept" if done() else ""
                     raise TemporaryError(
-                        f"{what}: {error}; given up after {failures} attempts. What has come in is kept: run it again later"
+                        f"{what}: {error}; given up after {failures} attempts{kept}, run it again later"
                     ) from error
                 wait = self.retry_seconds * 2 ** (failures - 1) if error.wait is None else error.wait
                 if wait > LONGEST_WAIT:

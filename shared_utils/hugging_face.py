@@ -11,12 +11,13 @@ import os
 import re
 import shutil
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shared_utils import weights_folder as local
 from shared_utils.console import Console
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 WORKERS = 4  # files in flight; one connection seldom fills a fast line
 FETCHES = 2  # of one file, while its content comes out wrong
+JOIN_SECONDS = 1.0  # for all threads together, after a failure or a signal
 SAVE_BYTES = 1 << 26  # a finished file of this size is worth writing the record for at once
 
 # The Hub's own rule for names (huggingface_hub.utils.validate_repo_id), with an owner.
@@ -108,24 +110,23 @@ class DownloadPlan:
     def fetch_bytes(self) -> int:
         return sum(file.size - file.present for file in self.files)
 
-    def as_dict(self) -> dict[str, Any]:
-        """JSON types only, with the sums."""
-        return {
-            "repo": self.repo,
-            "revision": self.revision,
-            "commit": self.commit,
-            "folder": str(self.folder),
-            "total_bytes": self.total_bytes,
-            "fetch_bytes": self.fetch_bytes,
-            "free_bytes": self.free_bytes,
-            "files": [asdict(file) for file in self.files],
-        }
+    def __str__(self) -> str:
+        """The sums, then one line per file."""
+        at = f"{self.revision} = {self.commit}" if self.commit else "local"
+        lines = [
+            f"{self.repo} ({at}) in {self.folder}: {len(self.files)} files, {gigabytes(self.total_bytes)},"
+            f" {gigabytes(self.fetch_bytes)} to fetch, {gigabytes(self.free_bytes)} free"
+        ]
+        for file in self.files:
+            state = "present" if file.present == file.size else f"{file.present:,} here" if file.present else "to fetch"
+            lines.append(f"  {file.size:>16,} bytes  {state}  {file.path}")
+        return "\n".join(lines)
 
 
 class HuggingFaceDownloader:
     """Keeps verified weights in one folder per repository.
 
-    weights_dir: where; else PRETRAINED_WEIGHTS_DIR, else beside `script`, see `weights_places`.
+    weights_dir: where; else PRETRAINED_WEIGHTS_DIR, else beside the script, see `weights_places`.
     offline: make no request, as HF_HUB_OFFLINE=1 does.
     console: takes progress and messages.
     token: sent instead of the user's own (HF_TOKEN, or the stored login).
@@ -138,22 +139,16 @@ class HuggingFaceDownloader:
         self,
         weights_dir: Path | None = None,
         *,
-        script: Path | None = None,
         offline: bool = False,
         console: Console | None = None,
         token: str | None = None,
         timeout: float | None = None,
     ) -> None:
-        self.places = local.weights_places(weights_dir, script)
+        self.places = local.weights_places(weights_dir)
         self.offline = offline or _offline_by_environment()
         self.console = console or Console()
         self.token = token
         self.timeout = timeout
-
-    @classmethod
-    def for_script(cls, script: Path, **options: Any) -> "HuggingFaceDownloader":
-        """The downloader of a script: its weights lie beside it unless told otherwise."""
-        return cls(script=script, **options)
 
     def fetch(self, weights: Weights) -> Snapshot:
         """The weights, complete and checked; whatever is missing or damaged is fetched.
@@ -177,7 +172,7 @@ class HuggingFaceDownloader:
                 raise UnavailableError(self._offline_message(weights))
             return self._fetch(local.writable_place(self.places), weights)
         except OSError as error:
-            where = error.filename or self.places[0]
+            where = error.filename2 or error.filename or self.places[0]
             raise OutputWriteError(
                 f"{weights.repo}: cannot write {where}: {error.strerror or error}; free some space, or name another"
                 " place with --weights-dir"
@@ -341,8 +336,9 @@ class HuggingFaceDownloader:
                         record.save(folder)
             finally:
                 client.stopped.set()
+                deadline = time.monotonic() + JOIN_SECONDS
                 for thread in threads:
-                    thread.join(timeout=1)
+                    thread.join(max(0.0, deadline - time.monotonic()))
 
 
 def _offline_by_environment() -> bool:

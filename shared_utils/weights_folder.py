@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 SAY_CHECKING = 10**9  # bytes that take noticeable time to hash
 
 
-def weights_places(weights_dir: Path | None = None, script: Path | None = None) -> tuple[Path, ...]:
+def weights_places(weights_dir: Path | None = None) -> tuple[Path, ...]:
     """Folders that may hold weights, the preferred one first.
 
-    `weights_dir`, else PRETRAINED_WEIGHTS_DIR, else both `pretrained_weights/` beside `script` (by default the program
-    that runs) and, for a script in a folder that cannot be written, the user's cache folder (HF_HOME if it is set).
+    `weights_dir`, else PRETRAINED_WEIGHTS_DIR, else both `pretrained_weights/` beside the program that runs and, for one
+    in a folder that cannot be written, the user's cache folder (HF_HOME if it is set).
     """
     chosen = weights_dir or os.environ.get("PRETRAINED_WEIGHTS_DIR")
     if chosen:
         return (Path(chosen).expanduser(),)
-    program = script or getattr(sys.modules["__main__"], "__file__", None)
+    program = getattr(sys.modules["__main__"], "__file__", None)
     beside = Path(program).resolve().parent if program else Path.cwd()
     if home := os.environ.get("HF_HOME"):
         cache = Path(home).expanduser()

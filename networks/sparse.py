@@ -107,7 +107,7 @@ def submanifold_conv(features: Tensor, weight: Tensor, bias: Tensor | None, tabl
             f"features {tuple(features.shape)}, weight {tuple(weight.shape)} and table {tuple(table.shape)} do not fit"
         )
     centre = len(taps) // 2
-    accumulator = torch.float32 if features.dtype in (torch.float16, torch.bfloat16) else features.dtype
+    accumulator = _accumulator(features)
     total = (features @ taps[centre]).to(accumulator)
     for tap in range(len(taps)):
         if tap == centre:
@@ -119,6 +119,10 @@ def submanifold_conv(features: Tensor, weight: Tensor, bias: Tensor | None, tabl
     if bias is not None:
         total += bias.to(accumulator)
     return total.to(features.dtype)
+
+
+def _accumulator(features: Tensor) -> torch.dtype:
+    return torch.float32 if features.dtype in (torch.float16, torch.bfloat16) else features.dtype
 
 
 def downsample_coords(coords: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -154,6 +158,35 @@ def subdivide_table(table: Tensor) -> Tensor:
             parent = table[:, coarse_tap[child][tap]]
             fine[tap, :, child] = torch.where(parent < count, parent * 8 + sibling[child][tap], 8 * count)
     return fine.flatten(1).T
+
+
+def subdivided_conv(features: Tensor, weight: Tensor, bias: Tensor | None, table: Tensor) -> Tensor:
+    """The 3x3x3 `submanifold_conv` of the subdivided voxels whose children all carry their parent's features.
+
+    features [N, in] and table [N, 27] are those of the parents; returns [8·N, out], children as in `subdivide_coords`.
+    A child's 27 taps fall on at most 8 parents, so the taps that share a parent are added up first: a third of the
+    multiplications, and neither the repeated features nor a table of the children.
+    """
+    accumulator = _accumulator(features)
+    out_channels, count = weight.shape[0], len(features)
+    taps = weight.flatten(1, 3).permute(1, 2, 0).to(accumulator)
+    coarse_tap, _ = _child_taps()
+    summed = taps.new_zeros((27, 8, *taps.shape[1:]))
+    for child in range(8):
+        summed[:, child].index_add_(0, torch.tensor(coarse_tap[child], device=taps.device), taps)
+    summed = summed.to(features.dtype)
+    total = torch.zeros((count, 8, out_channels), dtype=accumulator, device=features.device)
+    for tap in range(27):
+        children = [child for child in range(8) if tap in coarse_tap[child]]
+        wide = summed[tap, children].transpose(0, 1).flatten(1)  # [in, children x out]
+        column = table[:, tap]
+        for rows in torch.nonzero(column != count)[:, 0].split(_TAP_ROWS):
+            product = (features[column[rows]] @ wide).to(accumulator)
+            for child, part in zip(children, product.split(out_channels, dim=1), strict=True):
+                total[:, child].index_add_(0, rows, part)
+    if bias is not None:
+        total += bias.to(accumulator)
+    return total.flatten(0, 1).to(features.dtype)
 
 
 def _child_taps() -> tuple[list[list[int]], list[list[int]]]:

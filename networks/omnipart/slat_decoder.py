@@ -96,8 +96,9 @@ class SLatMeshDecoder(SLatDecoderTorso):
         h = self.torso(coords, features)
         table = neighbour_table(coords)
         for block in self.upsample:
-            table = subdivide_table(table)
-            h = block(h, coords[:, 0], table)
+            fine_table = subdivide_table(table)
+            h = block(h, coords[:, 0], table, fine_table)
+            table = fine_table
             coords = subdivide_coords(coords)
         return coords, self.out_layer(h.float())
 

@@ -23,7 +23,7 @@ from networks.omnipart.sparse_blocks import SparseResBlock3d
 from networks.omnipart.sparse_structure import head_count
 from networks.sparse import downsample_coords, neighbour_table
 
-PartLayout = list[tuple[int, int]]  # slices [start, stop) of one object's rows; slice 0 is the whole object
+PartSlices = list[slice]  # of one object's rows; the first is the whole object, the others its parts
 
 
 @dataclass(frozen=True)
@@ -112,13 +112,13 @@ class SLatFlowModel(nn.Module):
     def set_torso_dtype(self, dtype: torch.dtype) -> None:
         set_torso_dtype(self, [self.input_blocks, self.blocks, self.out_blocks], dtype)
 
-    def grid(self, coords: Tensor, part_layouts: list[PartLayout]) -> LatentGrid:
+    def grid(self, coords: Tensor, part_slices: list[PartSlices]) -> LatentGrid:
         """Neighbour tables, poolings and embedding indices for `forward`; build it once per object.
 
-        coords [N, 4] integer: batch column = object, its rows together. part_layouts[i]: slices of object i's own rows,
-        which must cover them in order.
+        coords [N, 4] integer: batch column = object, its rows together. part_slices[i]: the parts of object i as slices
+        of its own rows, which they must cover in order.
         """
-        part, object_of_part, part_index = _parts_of_rows(coords, part_layouts, self.part_max_size)
+        part, object_of_part, part_index = _parts_of_rows(coords, part_slices, self.part_max_size)
         coords = torch.cat((part[:, None].to(coords.dtype), coords[:, 1:]), dim=1)
         levels = [LatentLevel(coords, neighbour_table(coords), object_of_part[part])]
         for _ in range(self.halvings):
@@ -126,7 +126,7 @@ class SLatFlowModel(nn.Module):
             object_of_row = object_of_part[coords[:, 0].long()]
             levels.append(LatentLevel(coords, neighbour_table(coords), object_of_row, parent, children))
         coarse = levels[-1]
-        lengths = torch.bincount(coarse.object_of_row, minlength=len(part_layouts)).tolist()
+        lengths = torch.bincount(coarse.object_of_row, minlength=len(part_slices)).tolist()
         return LatentGrid(levels, coarse.coords[:, 1:], part_index[coarse.coords[:, 0].long()], lengths)
 
     def forward(self, features: Tensor, t: Tensor, cond: Tensor, masks: Tensor, grid: LatentGrid) -> Tensor:
@@ -171,22 +171,22 @@ class SLatFlowModel(nn.Module):
         return torch.cat((cond[:, :tokens] + embedding, cond[:, tokens:]), dim=1)
 
 
-def _parts_of_rows(coords: Tensor, part_layouts: list[PartLayout], part_max_size: int) -> tuple[Tensor, Tensor, Tensor]:
+def _parts_of_rows(coords: Tensor, part_slices: list[PartSlices], part_max_size: int) -> tuple[Tensor, Tensor, Tensor]:
     """part [N] counted over all objects, object of each part [P], and the part's index within its object [P]."""
     sizes, objects, indices = [], [], []
-    for item, layout in enumerate(part_layouts):
+    for item, parts in enumerate(part_slices):
         rows = int((coords[:, 0] == item).sum())
-        edges = [0, *(stop for _, stop in layout)]
-        if [start for start, _ in layout] != edges[:-1] or edges[-1] != rows:
-            raise ValueError(f"part layout {layout} does not cover the {rows} rows of object {item} in order")
-        if len(layout) > part_max_size + 1:
-            raise ValueError(f"{len(layout) - 1} parts: this model knows at most {part_max_size}")
-        sizes += [stop - start for start, stop in layout]
-        objects += [item] * len(layout)
-        indices += range(len(layout))
+        edges = [0, *(part.stop for part in parts)]
+        if [part.start for part in parts] != edges[:-1] or edges[-1] != rows:
+            raise ValueError(f"part slices {parts} do not cover the {rows} rows of object {item} in order")
+        if len(parts) > part_max_size + 1:
+            raise ValueError(f"{len(parts) - 1} parts: this model knows at most {part_max_size}")
+        sizes += [part.stop - part.start for part in parts]
+        objects += [item] * len(parts)
+        indices += range(len(parts))
     device = coords.device
     if sum(sizes) != len(coords) or bool((coords[1:, 0] < coords[:-1, 0]).any()):
-        raise ValueError("the rows of an object must lie together, objects in order, one part layout an object")
+        raise ValueError("the rows of an object must lie together, objects in order, one list of slices an object")
     part = torch.repeat_interleave(torch.arange(len(sizes), device=device), torch.tensor(sizes, device=device))
     return part, torch.tensor(objects, device=device), torch.tensor(indices, device=device)
 
@@ -194,7 +194,7 @@ def _parts_of_rows(coords: Tensor, part_layouts: list[PartLayout], part_max_size
 def divide_slat(
     coords: Tensor,
     features: Tensor,
-    part_layout: PartLayout,
+    part_slices: PartSlices,
     mean: Tensor,
     std: Tensor,
     threshold: float = 0.3,
@@ -208,9 +208,9 @@ def divide_slat(
     features = features * std.to(features) + mean.to(features)
     keep = torch.sigmoid(features[:, -1]) >= threshold
     part = torch.full((len(coords),), -1, dtype=coords.dtype, device=coords.device)
-    for index, (start, stop) in enumerate(part_layout):
-        part[start:stop] = index
+    for index, rows in enumerate(part_slices):
+        part[rows] = index
     keep &= part >= 0
     divided = torch.cat((part[:, None], coords[:, 1:]), dim=1)[keep]
-    sizes = torch.bincount(divided[:, 0].long(), minlength=len(part_layout)).tolist()
+    sizes = torch.bincount(divided[:, 0].long(), minlength=len(part_slices)).tolist()
     return divided, features[keep, :-1], sizes

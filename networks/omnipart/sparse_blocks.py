@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from networks.omnipart.layers import BLOCK_EPS, Attention, FeedForward, LayerNorm32, attend
-from networks.sparse import submanifold_conv, voxel_keys
+from networks.sparse import subdivided_conv, submanifold_conv, voxel_keys
 
 _WINDOW_TOKENS = 1 << 15  # tokens (with padding) that one call of the windowed attention handles
 
@@ -100,9 +100,11 @@ class SparseGroupNorm32(nn.GroupNorm):
 
     def _normalise(self, features: Tensor) -> Tensor:
         grouped = features.float().unflatten(1, (self.num_groups, -1))
-        variance, mean = torch.var_mean(grouped, dim=(0, 2), correction=0, keepdim=True)
-        normal = ((grouped - mean) * torch.rsqrt(variance + self.eps)).flatten(1)
-        return torch.addcmul(self.bias, normal, self.weight).to(features.dtype)
+        variance, mean = torch.var_mean(grouped, dim=(0, 2), correction=0)
+        width = grouped.shape[2]
+        factor = self.weight * torch.rsqrt(variance + self.eps).repeat_interleave(width)
+        offset = self.bias - mean.repeat_interleave(width) * factor
+        return torch.addcmul(offset, features.float(), factor).to(features.dtype)
 
 
 class SparseSubdivideBlock3d(nn.Module):
@@ -121,15 +123,15 @@ class SparseSubdivideBlock3d(nn.Module):
         same_width = channels == out_channels
         self.skip_connection = nn.Identity() if same_width else SubmanifoldConv3d(channels, out_channels, 1)
 
-    def forward(self, x: Tensor, batch: Tensor, fine_table: Tensor) -> Tensor:
-        """x [N, C], batch [N] and the table of the subdivided voxels [8·N, 27] -> [8·N, C']."""
-        norm, activation = self.act_layers
-        h = activation(norm(x, batch)).repeat_interleave(8, dim=0)
-        first, norm, activation, second = self.out_layers
-        fine_batch = batch.repeat_interleave(8)
-        h = activation(norm(first(h, fine_table), fine_batch))
+    def forward(self, x: Tensor, batch: Tensor, table: Tensor, fine_table: Tensor) -> Tensor:
+        """x [N, C], batch [N], table [N, 27] of these voxels and [8·N, 27] of the subdivided ones -> [8·N, C']."""
+        norm, _ = self.act_layers
+        first, fine_norm, _, second = self.out_layers
+        h = F.silu(norm(x, batch), inplace=True)
+        h = subdivided_conv(h, first.conv.weight, first.conv.bias, table)
+        h = F.silu(fine_norm(h, batch.repeat_interleave(8)), inplace=True)
         h = second(h, fine_table)
-        return h + self.skip_connection(x).repeat_interleave(8, dim=0)
+        return (h.unflatten(0, (-1, 8)) + self.skip_connection(x)[:, None]).flatten(0, 1)
 
 
 @dataclass(frozen=True)

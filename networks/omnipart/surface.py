@@ -42,6 +42,10 @@ class SurfaceMesh:
             torch.zeros((0, 6), device=device) if use_color else None,
         )
 
+    def to(self, device: torch.device | str) -> "SurfaceMesh":
+        attributes = None if self.attributes is None else self.attributes.to(device)
+        return SurfaceMesh(self.vertices.to(device), self.faces.to(device), attributes)
+
     @property
     def face_normals(self) -> Tensor:
         """Unit normals [F, 3]; zero for a face without area."""

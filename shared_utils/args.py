@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from shared_utils.errors import UsageError
 
 _KEY = "option"
+_LAST = ("Model", "Run", "Output")
 _DASH = "\0stdin"
 
 
@@ -183,7 +184,6 @@ class ArgsParser:
             help=" ".join(summary.split()),
             help_epilogue=("Examples:" + examples).rstrip() + "\n" if examples else None,
             help_format="plaintext",
-            help_formatter="plain",
             version=f"{self.name.removesuffix('.py')} {self.version}",
         )
         app.default(values)
@@ -202,13 +202,16 @@ class ArgsParser:
         from cyclopts import Group, Parameter
 
         hints = get_type_hints(self.config)
-        order = {}
+        # What is particular to the script comes first, what all scripts share last.
+        own = dict.fromkeys(opt.group for opt in options_of(self.config).values())
+        order = {group: _LAST.index(group) + len(own) if group in _LAST else i for i, group in enumerate(own)}
+        order["Input"] = -1
         parameters = []
         for field in dataclasses.fields(self.config):
             if _KEY not in field.metadata:
                 continue
             opt: Option = field.metadata[_KEY]
-            group = Group(opt.group, sort_key=order.setdefault(opt.group, len(order)))
+            group = Group(opt.group, sort_key=order[opt.group])
             annotation = hints[field.name]
             default = field.default
             if opt.positional:

@@ -38,7 +38,7 @@ class CommonOptions:
         "Random seed; item i of a batch uses seed + i. Drawn, printed and recorded when not given.",
         group="Run",
         minimum=0,
-        maximum=2**63 - 1,
+        maximum=2**32 - 1,
     )
     inputs_from: Path | None = option(
         None,

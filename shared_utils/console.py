@@ -18,7 +18,11 @@ class Console:
 
     def _line(self, text: str, ansi: str = "") -> None:
         text = " ".join(str(text).split("\n"))
-        print(f"\033[{ansi}m{text}\033[0m" if ansi and self._color else text, file=self.stream, flush=True)
+        line = f"\033[{ansi}m{text}\033[0m" if ansi and self._color else text
+        if self.tty and "tqdm" in sys.modules:
+            sys.modules["tqdm"].tqdm.write(line, file=self.stream)  # above a bar that is being drawn
+        else:
+            print(line, file=self.stream, flush=True)
 
     def error(self, text: str) -> None:
         self._line(f"error: {text}", "31")

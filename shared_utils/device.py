@@ -114,5 +114,5 @@ def release() -> None:
 
 
 def gigabytes(count: float) -> str:
-    """A byte count as people say it: `12.3 GB` (10^9 bytes)."""
-    return f"{count / 1e9:.1f} GB"
+    """A byte count as people say it: `12.3 GB` (10^9 bytes), small ones in MB."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

@@ -143,13 +143,13 @@ def close(
         return Check(f"{name} (shape {list(value.shape)}, expected {list(reference.shape)})", float("inf"), atol)
     if value.size == 0:
         return Check(name, 0.0, atol)
-    same = (value == reference) | (np.isnan(value) & np.isnan(reference))
+    equal = (value == reference) | (np.isnan(value) & np.isnan(reference))
     with np.errstate(invalid="ignore"):
-        error = np.where(same, 0.0, np.abs(value - reference))
-        allowed = atol + rtol * np.abs(reference)
+        error = np.where(equal, 0.0, np.abs(value - reference))
     error = np.where(np.isnan(error), np.inf, error)
+    allowed = atol + rtol * np.abs(np.nan_to_num(reference, posinf=0.0, neginf=0.0))
     worst = np.argmax(error / np.maximum(allowed, np.finfo(float).tiny))
-    return Check(name, float(error.flat[worst]), float(np.nan_to_num(allowed.flat[worst], nan=atol)))
+    return Check(name, float(error.flat[worst]), float(allowed.flat[worst]))
 
 
 def exact(case: Case, name: str, actual, *, expected=None) -> Check:
@@ -159,7 +159,9 @@ def exact(case: Case, name: str, actual, *, expected=None) -> Check:
     value = _array(actual)
     if value.shape != reference.shape or value.size == 0:
         return Check(check.name, check.error, 0.0)
-    return Check(name, float(np.max(np.abs(value - reference))), 0.0)
+    equal = (value == reference) | (np.isnan(value) & np.isnan(reference))
+    worst = np.max(np.where(equal, 0.0, np.abs(value - reference)))
+    return Check(name, float("inf") if np.isnan(worst) else float(worst), 0.0)
 
 
 def same(name: str, actual, expected) -> Check:

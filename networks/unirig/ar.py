@@ -1,11 +1,13 @@
 """The skeleton model: point latents are the prompt of an OPT decoder that writes bones as tokens."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from transformers import OPTConfig, OPTForCausalLM
 
+from networks.unirig.checkpoint import load_weights, read_checkpoint, read_config
 from networks.unirig.generation import GenerationSettings, generate
 from networks.unirig.grammar import Grammar, State
 from networks.unirig.michelangelo import MichelangeloEncoder
@@ -44,6 +46,18 @@ class SkeletonModel(nn.Module):
         if config.vocab_size != self.tokenizer.vocab_size:
             raise ValueError(f"vocab_size {config.vocab_size}: the tokens of UniRig need {self.tokenizer.vocab_size}")
         self.eval()
+
+    @classmethod
+    def from_checkpoint(
+        cls, path: Path | str, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> "SkeletonModel":
+        """Load a checkpoint (see `checkpoint.read_checkpoint`) of the published sizes, or of those in the `config.json`
+        beside it (`llm` and `mesh_encoder`)."""
+        weights = read_checkpoint(path)
+        with torch.device("meta"):
+            model = cls(**read_config(path))
+        load_weights(model, weights, optional={LM_HEAD})
+        return model.to(device, dtype)
 
     @property
     def max_new_tokens(self) -> int:

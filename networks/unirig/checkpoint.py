@@ -1,5 +1,6 @@
 """Reading UniRig's published checkpoints: Lightning pickles, loaded without running anything a file asks for."""
 
+import json
 import logging
 import os
 import pickle
@@ -34,7 +35,7 @@ class _Mapping:
 _STAND_INS = [(_Mapping, "box.box.Box"), (_Mapping, "box.box_list.BoxList"), (_Mapping, "box.Box")]
 
 
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
+def read_checkpoint(path: Path | str) -> dict[str, Tensor]:
     """Tensors of a `.ckpt` or `.safetensors` file on the CPU, without the `model.` prefix.
 
     A `.ckpt` is unpickled by torch's weights-only reader and kept as safetensors beside it, which later calls read as
@@ -53,6 +54,23 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     tensors = _strip_prefix(_read_pickle(path))
     _write_cache(cache, tensors, stamp)
     return tensors
+
+
+def read_config(checkpoint: Path | str) -> dict:
+    """The `config.json` beside a checkpoint: sizes other than the published ones. Empty when there is none.
+
+    Raises InvalidInputError when it is no JSON object.
+    """
+    path = Path(checkpoint).with_name("config.json")
+    if not path.is_file():
+        return {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InvalidInputError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise InvalidInputError(f"{path}: must hold a JSON object of model sizes")
+    return config
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], *, optional: Collection[str] = ()) -> None:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from networks.omnipart.masks import BACKGROUND
+
 IMAGE_SIZE = 518  # pixels; 37 patches of 14
 GRID_SIZE = 37  # cells; one for each image patch
 CROP_MARGIN = 1.2  # side of the crop in units of the foreground's larger extent
@@ -22,17 +24,20 @@ class ObjectCrop:
     grid: np.ndarray
 
 
+def fitted_size(width: int, height: int, size: int) -> tuple[int, int]:
+    """Width and height with the longer one brought to `size`, the other cut to a whole number of at least 1."""
+    if width > height:
+        return size, max(1, int(height * (size / width)))
+    return max(1, int(width * (size / height))), size
+
+
 def resize_and_pad(image: Image.Image, size: int = IMAGE_SIZE) -> Image.Image:
     """Fit an RGB or RGBA image into a size x size square, centred; the margin is white, and transparent for RGBA.
 
     RGBA is pasted through its own alpha, as the published model's input was: colours blend into white at soft edges and
     alpha becomes alpha^2 / 255.
     """
-    width, height = image.size
-    if width > height:
-        width, height = size, max(1, int(height * (size / width)))
-    else:
-        width, height = max(1, int(width * (size / height))), size
+    width, height = fitted_size(*image.size, size)
     resized = image.resize((width, height), Image.Resampling.LANCZOS)
     corner = ((size - width) // 2, (size - height) // 2)
     if image.mode == "RGBA":
@@ -42,6 +47,16 @@ def resize_and_pad(image: Image.Image, size: int = IMAGE_SIZE) -> Image.Image:
         canvas = Image.new("RGB", (size, size), (255, 255, 255))
         canvas.paste(resized.convert("RGB"), corner)
     return canvas
+
+
+def resize_and_pad_ids(ids: np.ndarray, size: int = IMAGE_SIZE) -> np.ndarray:
+    """Bring a part map int [H, W] of the original picture into the square of `resize_and_pad`: int16 [size, size]."""
+    width, height = fitted_size(ids.shape[1], ids.shape[0], size)
+    scaled = Image.fromarray(ids.astype(np.int32)).resize((width, height), Image.Resampling.NEAREST)
+    left, top = (size - width) // 2, (size - height) // 2
+    result = np.full((size, size), BACKGROUND, dtype=np.int16)
+    result[top : top + height, left : left + width] = np.asarray(scaled)
+    return result
 
 
 def over_white(image: Image.Image) -> Image.Image:

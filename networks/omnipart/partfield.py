@@ -6,9 +6,16 @@ non-commercial use. State-dict keys are those of the published checkpoint; its p
 (`UNUSED_PREFIXES`) have no place here.
 """
 
+import math
+from collections.abc import Mapping
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from networks.omnipart.part_layout import voxel_points
+from shared_utils.errors import InvalidInputError
 
 UNUSED_PREFIXES = (
     "logit_scale",
@@ -22,6 +29,7 @@ POINT_CHANNELS = 8  # position, doubled position, two zeros
 PLANE_AXES = ((0, 1), (1, 2), (0, 2))  # the axes (column, row) of the planes xy, yz, xz
 PLANE_SHRINK = 1 + 1e-5
 PLANE_MAX = 1 - 1e-5
+HEAD_DIM = 128  # of the transformer
 
 
 def to_partfield_space(points: Tensor) -> Tensor:
@@ -302,6 +310,30 @@ def sample_planes(planes: Tensor, points: Tensor) -> Tensor:
     return total[:, :, 0].transpose(1, 2)
 
 
+def sizes_of_weights(weights: Mapping[str, Tensor]) -> dict[str, int]:
+    """Arguments of `PartField` that fit a state dict. KeyError when a tensor is missing.
+
+    Heads have 128 dimensions; the resolution of the voxel grid leaves no trace in the shapes, it is the published one.
+    """
+    transformer = "triplane_transformer."
+    tokens, dim = weights[transformer + "pos_embed"].shape[1:]
+    low_res = math.isqrt(tokens // 3)
+    triplane_dim, channels = weights[transformer + "mlp.0.weight"].shape
+    layers = sum(name.endswith(".mlp.3.weight") for name in weights)
+    return {
+        "z_triplane_channels": channels,
+        "z_triplane_resolution": 4 * low_res,
+        "unet_start_hidden_channels": weights["pvcnn.unet_encoder.conv_final.weight"].shape[1],
+        "unet_depth": sum(name.endswith("block.conv1.weight") and ".down_convs." in name for name in weights),
+        "transformer_dim": dim,
+        "layers": layers,
+        "heads": max(1, dim // HEAD_DIM),
+        "low_res": low_res,
+        "high_res": 4 * low_res,
+        "triplane_dim": triplane_dim,
+    }
+
+
 class PartField(nn.Module):
     """Points of the unit cube -> part features. Defaults are the published sizes: 448 features."""
 
@@ -335,6 +367,21 @@ class PartField(nn.Module):
             z_triplane_channels, transformer_dim, layers, heads, low_res, triplane_dim
         )
 
+    @classmethod
+    def from_weights(cls, weights: Mapping[str, Tensor], device: str | torch.device = "cpu") -> "PartField":
+        """Model of a published state dict (`load_checkpoint`), its size read off the shapes; runs in float32.
+
+        Raises InvalidInputError when a tensor is missing, unknown or misshapen.
+        """
+        own = {name: tensor for name, tensor in weights.items() if not name.startswith(UNUSED_PREFIXES)}
+        try:
+            with torch.device("meta"):
+                model = cls(**sizes_of_weights(own))
+            model.load_state_dict(own, assign=True)
+        except (KeyError, RuntimeError) as error:
+            raise InvalidInputError(f"PartField's weights do not fit: {str(error).splitlines()[-1]}") from error
+        return model.float().to(device).eval().requires_grad_(False)
+
     @property
     def feature_channels(self) -> int:
         return self.triplane_transformer.mlp[2].out_features - self.sdf_channels
@@ -344,3 +391,10 @@ class PartField(nn.Module):
         points = to_partfield_space(points)
         planes = self.triplane_transformer(self.pvcnn(points))
         return sample_planes(planes[:, :, self.sdf_channels :], points)
+
+
+@torch.inference_mode()
+def voxel_features(model: PartField, voxels: np.ndarray, resolution: int = 64) -> Tensor:
+    """Features float32 [N, C] of the voxels int32 [N, 4] (batch, x, y, z) of one object, on the model's device."""
+    points = torch.from_numpy(voxel_points(voxels[:, 1:], resolution))
+    return model(points[None].to(model.triplane_transformer.pos_embed.device))[0]

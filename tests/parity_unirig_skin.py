@@ -1,12 +1,27 @@
 """Golden cases of UniRig's skin half."""
 
+import numpy as np
 import torch
-from parity_case import Case, Check, close, exact
+from parity_case import GEOMETRY_ATOL, Case, Check, close, exact
 
+from networks.unirig.orient import apply_to_bones, find_orientation, fit_to_bounds
 from networks.unirig.ptv3 import BLOCK_KERNEL, STEM_KERNEL, PTv3Object, patch_indices, patch_serialization
+from networks.unirig.reskin import SAMPLE_METHODS, from_nearest_samples, normalize_rows, reskin, top_k
+from networks.unirig.robust_transfer import robust_transfer, vertex_normals
 from networks.unirig.serialization import ORDERS, curve_code
 from networks.unirig.skin import SkinModel
 from networks.unirig.subm_conv import neighbourhood, subm_conv
+from networks.unirig.voxel_skin import (
+    MODES,
+    depth_images,
+    fill_unit_box,
+    joint_distances,
+    occupancy,
+    occupied_cells,
+    skin_from_distances,
+    voxel_centres,
+    voxel_skin,
+)
 
 _PTV3_REMARKS = ("serialized_depth", "duplicate_voxels")  # facts about the case, no constructor arguments
 
@@ -100,10 +115,113 @@ def run_skin(case: Case) -> list[Check]:
     return [close(case, name, value, atol=1e-4, rtol=1e-4) for name, value in actual.items() if name in case.outputs]
 
 
+def run_voxel_skin(case: Case) -> list[Check]:
+    given = {name: tensor.numpy() for name, tensor in case.inputs.items()}
+    vertices, faces, joints = given["normalized_vertices"], given["faces"], given["normalized_joints"]
+    settings = {name: case.config[name] for name in ("grid", "alpha", "link_dis", "grid_query", "vertex_query")}
+    settings["grid_weight"] = case.config["grid_weight"]
+    grid, mode = settings["grid"], case.config["mode"]
+
+    own_vertices, own_joints = fill_unit_box(given["vertices"], given["joints"])
+    images = depth_images(vertices, faces, grid)
+    occupied = occupancy(images)
+    expected = case.outputs["occupancy"].numpy().astype(bool)
+    # At most 0.1 % of the voxels may differ: where a silhouette passes exactly through a sample, drivers disagree.
+    checks = [
+        close(case, "in/normalized_vertices", own_vertices, expected=vertices, atol=1e-6, rtol=0),
+        close(case, "in/normalized_joints", own_joints, expected=joints, atol=1e-6, rtol=0),
+        Check("occupancy", float((occupied != expected).mean()), 1e-3),
+    ]
+    for name, image in images.items():
+        if f"depth_{name}" in case.outputs:
+            golden = case.outputs[f"depth_{name}"].numpy()
+            off = np.abs(image - golden) > GEOMETRY_ATOL
+            checks.append(Check(f"depth_{name}", float(off.mean()), 1e-3))
+    cells = occupied_cells(expected)
+    checks.append(close(case, "grid_coords", voxel_centres(grid)[cells], atol=1e-6, rtol=0))
+    distances = joint_distances(
+        vertices,
+        faces,
+        joints,
+        cells,
+        grid=grid,
+        link_distance=settings["link_dis"],
+        grid_weight=settings["grid_weight"],
+        vertex_query=settings["vertex_query"],
+    )
+    for each in MODES:
+        if f"voxel_skin_{each}" in case.outputs:
+            skin = skin_from_distances(distances, vertices, joints, alpha=settings["alpha"], mode=each)
+            checks.append(close(case, f"voxel_skin_{each}", skin, atol=1e-5, rtol=0))
+    if "voxel_skin_full" in case.outputs and (occupied == expected).all():
+        full = voxel_skin(given["vertices"], faces, given["joints"], mode=mode, **settings)
+        checks.append(close(case, "voxel_skin_full", full, atol=1e-5, rtol=0))
+    return checks
+
+
+def run_reskin(case: Case) -> list[Check]:
+    given = {name: tensor.numpy() for name, tensor in case.inputs.items()}
+    config = dict(case.config)
+    group_size = config.pop("group_per_vertex")
+    main_method = config.pop("sample_method")
+    vertices, samples, skin = given["vertices"], given["sampled_vertices"], given["sampled_skin"]
+    arguments = (samples, skin, vertices, given["faces"], given["parents"])
+    nearest = from_nearest_samples(vertices, samples, skin, nearest_samples=config["nearest_samples"])
+    actual = {f"reskin_{method}": reskin(*arguments, sample_method=method, **config) for method in SAMPLE_METHODS}
+    actual["reskin_median_no_diffusion"] = normalize_rows(nearest)
+    actual["top4"] = top_k(actual[f"reskin_{main_method}"], group_size)
+    return [close(case, name, value, atol=1e-5, rtol=0) for name, value in actual.items() if name in case.outputs]
+
+
+def run_orient(case: Case) -> list[Check]:
+    source, bones, target, target2 = (
+        case.inputs[name].numpy() if name in case.inputs else None for name in ("source", "bones", "target", "target2")
+    )
+    fitted = fit_to_bounds(source, target)
+    fitted_bones = apply_to_bones(bones, lambda points: fit_to_bounds(points, target))
+    rotation = find_orientation(fitted, target, case.config["num"])
+    actual = {
+        "denorm": fitted,
+        "denorm_bones": fitted_bones,
+        "oriented": fitted @ rotation.T,
+        "oriented_bones": apply_to_bones(fitted_bones, lambda points: points @ rotation.T),
+    }
+    if target2 is not None:
+        actual["denorm2"] = fit_to_bounds(source, target2)
+        actual["denorm2_bones"] = apply_to_bones(bones, lambda points: fit_to_bounds(points, target2))
+    return [
+        close(case, name, value, atol=GEOMETRY_ATOL, rtol=0) for name, value in actual.items() if name in case.outputs
+    ]
+
+
+def run_robust_transfer(case: Case) -> list[Check]:
+    given = {name: tensor.numpy() for name, tensor in case.inputs.items()}
+    result = robust_transfer(
+        *(given[name] for name in ("V1", "F1", "W1", "V2", "F2")),
+        radius=case.config["search_radius"],
+        normal_threshold=case.config["normal_threshold"],
+        smooth_iters=case.config["smooth_iters"],
+        smooth_alpha=case.config["smooth_alpha"],
+    )
+    actual = {
+        "interpolated": result.interpolated,
+        "inpainted": result.inpainted,
+        "smoothed": result.smoothed,
+        "normals1": vertex_normals(given["V1"], given["F1"]),
+        "normals2": vertex_normals(given["V2"], given["F2"]),
+    }
+    checks = [close(case, name, value, atol=1e-9, rtol=0) for name, value in actual.items() if name in case.outputs]
+    return [exact(case, "matched", result.matched), *checks]
+
+
 CASES = {
     "serialization": run_serialization,
     "subm_conv": run_subm_conv,
     "subm_conv_gpu_rule": run_subm_conv_gpu_rule,
     "ptv3": run_ptv3,
     "skin": run_skin,
+    "voxel_skin": run_voxel_skin,
+    "reskin": run_reskin,
+    "orient": run_orient,
+    "robust_transfer": run_robust_transfer,
 }

@@ -10,11 +10,13 @@ number. State-dict keys are those of the published skin checkpoint (without its 
 
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from networks.unirig.checkpoint import load_weights, read_checkpoint, read_config
 from networks.unirig.michelangelo import MichelangeloEncoder, fourier_features
 from networks.unirig.ptv3 import PTv3Object
 
@@ -168,11 +170,24 @@ class SkinModel(nn.Module):
         self.voxel_skin_embed = nn.Linear(1, num_heads)
         self.voxel_skin_norm = nn.LayerNorm(num_heads)
         self.attn_skin_norm = nn.LayerNorm(num_heads)
+        self.eval()
 
     @classmethod
     def from_config(cls, config: dict, **overrides) -> "SkinModel":
         """Build from a published configuration mapping. Raises TypeError on a setting we do not know."""
         return cls(**{name: value for name, value in config.items() if name not in _WITHOUT_EFFECT} | overrides)
+
+    @classmethod
+    def from_checkpoint(
+        cls, path: Path | str, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> "SkinModel":
+        """Load a checkpoint (see `checkpoint.read_checkpoint`) of the published sizes, or of those in the `config.json`
+        beside it."""
+        weights = read_checkpoint(path)
+        with torch.device("meta"):
+            model = cls.from_config(read_config(path))
+        load_weights(model, weights)
+        return model.set_dtype(dtype).to(device)
 
     @property
     def dtype(self) -> torch.dtype:

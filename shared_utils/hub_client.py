@@ -2,7 +2,8 @@
 
 `huggingface_hub` supplies the session (proxies, certificates), the token and the addresses; the requests are our own.
 Its `snapshot_download` gives up on a reset connection and on a 5xx answer to a GET, does not look at the bytes it got,
-and begins a file anew in each process, which for a 12 GB shard behind a poor line can mean never.
+and begins a file anew in each process, which for a 12 GB shard behind a poor line can mean never. The plain addresses
+used here offer byte ranges for every way the Hub stores files (Git, LFS, Xet), up to 50 GB a file.
 """
 
 import os

@@ -292,7 +292,7 @@ class HuggingFaceDownloader:
                 self._download(folder, record, missing, weights)
         finally:
             record.save(folder)
-        shutil.rmtree(folder / PARTIAL_DIR)
+        local.clear_partials(folder, record)
         return _snapshot(folder, weights, record.commit, files)
 
     def _download(self, folder: Path, record: FolderRecord, missing: list[RemoteFile], weights: Weights) -> None:

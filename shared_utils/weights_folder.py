@@ -25,11 +25,11 @@ def weights_places(weights_dir: Path | None = None) -> tuple[Path, ...]:
     """
     chosen = weights_dir or os.environ.get("PRETRAINED_WEIGHTS_DIR")
     if chosen:
-        return (Path(chosen).expanduser(),)
+        return (Path(chosen).expanduser().absolute(),)
     program = getattr(sys.modules["__main__"], "__file__", None)
     beside = Path(program).resolve().parent if program else Path.cwd()
     if home := os.environ.get("HF_HOME"):
-        cache = Path(home).expanduser()
+        cache = Path(home).expanduser().absolute()
     elif sys.platform == "win32":
         cache = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     elif sys.platform == "darwin":
@@ -118,6 +118,17 @@ def missing_files(folder: Path, record: FolderRecord, files: list[RemoteFile], c
             console.warning(f"{path} is not what {record.repo} holds at {record.commit[:12]}; fetching it again")
         missing.append(file)
     return missing
+
+
+def clear_partials(folder: Path, record: FolderRecord) -> None:
+    """Delete unfinished downloads of other commits. Those of this one may be wanted by a script with other patterns."""
+    wanted = {file.partial_name for file in record.files.values()}
+    partials = folder / PARTIAL_DIR
+    for partial in partials.iterdir():
+        if partial.name not in wanted:
+            partial.unlink()
+    if not any(partials.iterdir()):
+        partials.rmdir()
 
 
 def remove_stale(folder: Path, before: FolderRecord, now: FolderRecord) -> None:

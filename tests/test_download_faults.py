@@ -1,5 +1,5 @@
 """Downloads that go wrong end with the right bytes, or the right failure and nothing that looks complete."""
-# ruff: noqa: F811 - fixtures are used by naming them
+# ruff: noqa: F401, F811 - a fixture is imported to be named as an argument
 
 import hashlib
 import json
@@ -31,7 +31,6 @@ from shared_utils.errors import (
 )
 from shared_utils.hugging_face import HuggingFaceDownloader, Weights
 from shared_utils.verify import PARTIAL_DIR, RECORD_NAME, RemoteFile
-
 
 # --- faults of the network -------------------------------------------------------------------------------------------
 
@@ -431,9 +430,9 @@ def test_not_enough_space_is_known_before(hub, place, monkeypatch):
 
 def test_places_that_cannot_be_written(hub, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    for place in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/weights")):
+    for impossible in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/weights")):
         with pytest.raises(OutputWriteError, match=r"org/model: cannot write .*--weights-dir"):
-            fetch(place)
+            fetch(impossible)
     (tmp_path / "weights" / "model" / "config.json").mkdir(parents=True)
     with pytest.raises(OutputWriteError, match=r"config\.json"):
         fetch(tmp_path / "weights")

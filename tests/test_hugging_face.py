@@ -1,5 +1,5 @@
 """Weights are fetched once, checked, and used without any request; from where, and to where."""
-# ruff: noqa: F811 - fixtures are used by naming them
+# ruff: noqa: F401, F811 - a fixture is imported to be named as an argument
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from downloads import BIG, BIG_BYTES, REPO, ROW, fetch, holds, hub, place, served
+from downloads import BIG, BIG_BYTES, REPO, ROW, fetch, holds, hub, kept, place, served
 from fake_hub import FakeHub, Fault
 from processes import ROOT
 
@@ -21,9 +21,8 @@ from shared_utils.errors import (
     UsageError,
 )
 from shared_utils.hugging_face import HuggingFaceDownloader, Weights
-from shared_utils.verify import RECORD_NAME, RemoteFile, content_digest, select
+from shared_utils.verify import PARTIAL_DIR, RECORD_NAME, RemoteFile, content_digest, select
 from shared_utils.weights_folder import weights_places
-
 
 # --- the plain case --------------------------------------------------------------------------------------------------
 
@@ -57,6 +56,18 @@ def test_patterns_choose_files_and_later_more_of_the_same_commit(hub, served, pl
     more = fetch(place, Weights(REPO, allow_patterns=("config.json", BIG)))
     assert more.files == ("config.json", BIG)
     assert {r.path.rpartition("/")[2] for r in hub.log} == {BIG}, "neither a listing nor what was here"
+
+
+def test_other_patterns_leave_an_unfinished_download_alone(hub, served, place):
+    hub.faults += [Fault("reset", BIG, after=2_000_000), Fault("status", BIG, code=503, times=None)]
+    with pytest.raises(TemporaryError):
+        fetch(place)
+    fetch(place, Weights(REPO, allow_patterns=("config.json",)))
+    assert kept(place) == 2_000_000
+    hub.faults.clear()
+    fetch(place)
+    assert "bytes=2000000-" in [r.range for r in hub.log]
+    assert holds(place / "model", served) and not (place / "model" / PARTIAL_DIR).exists()
 
 
 def test_a_named_file_has_to_exist(hub, place):

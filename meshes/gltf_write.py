@@ -13,11 +13,10 @@ import numpy as np
 
 from meshes.gltf_write_materials import MaterialWriter
 from meshes.gltf_write_mesh import write_mesh
-from meshes.scene import Camera, Channel, Light, Mesh, Parts, Scene, Skeleton
+from meshes.scene import Camera, Channel, Light, Parts, Scene, Skeleton
 from meshes.transforms import decompose, has_shear, quaternions
 from shared_utils.errors import InvalidInputError
 
-_ARRAY_BUFFER, _ELEMENT_ARRAY_BUFFER = 34962, 34963
 _COMPONENT_CODES = {"u1": 5121, "u2": 5123, "u4": 5125, "f4": 5126}
 _Y_UP_FROM_Z_UP = np.array([[1.0, 0, 0, 0], [0, 0, 1.0, 0], [0, -1.0, 0, 0], [0, 0, 0, 1.0]])
 
@@ -136,6 +135,7 @@ class _SceneWriter:
                 writer.warn(f"node {node.name!r} is hidden; glTF shows it")
         for index, node in enumerate(scene.nodes):
             self._add_content(index, node)
+        self.materials.add_unused()
         for skeleton in range(len(scene.skeletons)):
             if self.joints[skeleton] and not any(key[0] == skeleton for key in self.skins):
                 self._skin(skeleton, np.eye(4))
@@ -308,8 +308,3 @@ def _camera(camera: Camera) -> dict:
         lens = {"yfov": camera.fov, "aspectRatio": camera.aspect, "znear": camera.near}
         lens |= {} if camera.far is None else {"zfar": camera.far}
     return {"name": camera.name, "type": camera.kind, camera.kind: lens}
-
-
-def has_faces(mesh: Mesh) -> bool:
-    """Whether there is anything to draw."""
-    return len(mesh.face_sizes) > 0

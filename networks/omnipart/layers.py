@@ -181,7 +181,7 @@ class ModulatedCrossBlock(nn.Module):
         modulation = self.adaLN_modulation(modulation)
         if lengths is None:
             modulation = modulation[:, None]
-        else:
+        elif len(lengths) > 1:  # one object's row of modulation fits all rows by broadcasting
             modulation = torch.repeat_interleave(modulation, torch.tensor(lengths, device=x.device), dim=0)
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)
         h = self.norm1(x) * (1 + scale1) + shift1

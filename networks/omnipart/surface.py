@@ -21,6 +21,8 @@ SDF, DEFORM, WEIGHTS, COLOR = slice(0, 8), slice(8, 32), slice(32, 53), slice(53
 FIELD_CHANNELS = COLOR.stop
 _BETA, _ALPHA, _GAMMA = slice(0, 12), slice(12, 20), 20
 
+_CROSSINGS = 1 << 18  # crossed edges handled at once
+
 # Ends of the twelve edges. Edges along y run from the high to the low end; winding depends on that.
 EDGES = ((0, 1), (1, 5), (4, 5), (0, 4), (2, 3), (3, 7), (6, 7), (2, 6), (2, 0), (3, 1), (7, 5), (6, 4))
 
@@ -80,7 +82,7 @@ def _case_tables() -> _CaseTables:
     join is taken on both sides, which is that of the complementary case.
     """
     edge_of = {frozenset(edge): index for index, edge in enumerate(EDGES)}
-    loop = np.full((256, 12), -1, dtype=np.int64)
+    loop = np.full((256, 12), -1, dtype=np.int8)
     ambiguous = np.full(256, -1, dtype=np.int64)
     for case in range(256):
         group = {e: {e} for e, (p, q) in enumerate(EDGES) if (case >> p ^ case >> q) & 1}
@@ -104,7 +106,8 @@ def _case_tables() -> _CaseTables:
             loop[case, e] = distinct.index(group[e])
         if len(ambiguous_faces) == 1 and len(distinct) == 1:
             ambiguous[case] = ambiguous_faces[0]
-    return _CaseTables(torch.from_numpy(loop), torch.from_numpy(loop.max(1) + 1), torch.from_numpy(ambiguous))
+    loops = torch.from_numpy(loop.max(1) + 1).long()
+    return _CaseTables(torch.from_numpy(loop), loops, torch.from_numpy(ambiguous))
 
 
 def _strides(resolution: int) -> tuple[int, int, int]:
@@ -148,7 +151,7 @@ def extract_surface(
     active, row = torch.sort(_keys(coords, resolution))
     if bool((active[1:] == active[:-1]).any()):
         raise ValueError("an active cell is listed twice")
-    vertex, sdf = _vertex_distances(active, row, fields, offsets, bias)
+    vertex, sdf = _vertex_distances(active, row, fields, resolution, bias)
     cells = _crossed_cells(vertex, sdf, resolution, offsets)
     if len(cells) == 0:
         return SurfaceMesh.empty(use_color, fields.device)
@@ -166,13 +169,15 @@ def extract_surface(
 
 
 def _vertex_distances(
-    active: Tensor, row: Tensor, fields: Tensor, offsets: list[int], bias: float
+    active: Tensor, row: Tensor, fields: Tensor, resolution: int, bias: float
 ) -> tuple[Tensor, Tensor]:
     """Sorted keys of all corners of active cells, and the mean distance there."""
-    vertex = torch.unique(torch.cat([active + offset for offset in offsets]))
+    vertex = active
+    for stride in _strides(resolution):  # axis by axis: three small unions instead of one of eight copies
+        vertex = torch.unique(torch.cat((vertex, vertex + stride)))
     total = torch.zeros(len(vertex), device=fields.device)
     count = torch.zeros(len(vertex), device=fields.device)
-    for corner, offset in enumerate(offsets):
+    for corner, offset in enumerate(_corner_offsets(resolution)):
         position = torch.searchsorted(vertex, active + offset)
         total[position] += fields[row, SDF.start + corner].float() + bias  # a cell has each corner once: no repeats
         count[position] += 1
@@ -182,8 +187,10 @@ def _vertex_distances(
 def _crossed_cells(vertex: Tensor, sdf: Tensor, resolution: int, offsets: list[int]) -> Tensor:
     """Sorted keys of the cells, active or not, with a negative corner and one that is not."""
     negative = vertex[sdf < 0]
-    around = torch.cat([_within(negative - offset, resolution) for offset in offsets])
-    cells = torch.unique(around)
+    cells = negative
+    for stride in _strides(resolution):
+        cells = torch.unique(torch.cat((cells, cells - stride)))
+    cells = _within(cells, resolution)
     if len(cells) == 0:
         return cells
     negatives = torch.zeros(len(cells), dtype=torch.int8, device=vertex.device)
@@ -235,28 +242,31 @@ def dual_mesh(
     gamma = 0.99 * torch.sigmoid(weights[:, _GAMMA]) + 0.005
 
     inside = sdf[corners] < 0
-    case = (inside.long() << torch.arange(8, device=device)).sum(1)
+    case = sum(inside[:, k].long() << k for k in range(8))
     case = _settle_ambiguity(cells, case, ambiguous_face, resolution)
     loop_of = loop[case]
     first_dual = torch.cumsum(loops[case], 0) - loops[case]
 
     cell, edge = torch.nonzero(loop_of >= 0, as_tuple=True)
-    ends = torch.tensor(EDGES, device=device)[edge]
-    end_rows = corners[cell[:, None], ends]
-    pull = sdf[end_rows] * alpha[cell[:, None], ends]
-    share = torch.stack((pull[:, 1], -pull[:, 0]), dim=1) / (pull[:, 1] - pull[:, 0])[:, None]
-    crossing_weight = beta[cell, edge]
-    dual = first_dual[cell] + loop_of[cell, edge]
     duals = int(loops[case].sum())
-    total_weight = torch.zeros(duals, device=device).index_add_(0, dual, crossing_weight)
+    values = points if color is None else torch.cat((points, color), dim=1)
+    total = torch.zeros((duals, values.shape[1]), device=device)
+    total_weight = torch.zeros((duals, 1), device=device)
+    ends = torch.tensor(EDGES, device=device)
+    for some_cell, some_edge in zip(cell.split(_CROSSINGS), edge.split(_CROSSINGS), strict=True):
+        end = ends[some_edge]
+        row = corners[some_cell[:, None], end]
+        pull = sdf[row] * alpha[some_cell[:, None], end]
+        length = pull[:, 1] - pull[:, 0]
+        first, second = (pull[:, 1] / length)[:, None], (-pull[:, 0] / length)[:, None]
+        weight = beta[some_cell, some_edge][:, None]
+        dual = first_dual[some_cell] + loop_of[some_cell, some_edge]
+        total.index_add_(0, dual, (values[row[:, 0]] * first + values[row[:, 1]] * second) * weight)
+        total_weight.index_add_(0, dual, weight)
+    total /= total_weight
 
-    def dual_value(corner_values: Tensor) -> Tensor:
-        value = (corner_values[end_rows] * share[..., None]).sum(1) * crossing_weight[:, None]
-        total = torch.zeros((duals, value.shape[1]), device=device).index_add_(0, dual, value)
-        return total / total_weight[:, None]
-
-    faces = _quads(cells, inside, sdf[corners], first_dual[:, None] + loop_of, gamma, resolution)
-    return SurfaceMesh(dual_value(points), faces, None if color is None else dual_value(color))
+    faces = _quads(cells, inside, sdf, corners, first_dual, loop_of, gamma, resolution)
+    return SurfaceMesh(total[:, :3].contiguous(), faces, None if color is None else total[:, 3:].contiguous())
 
 
 def _settle_ambiguity(cells: Tensor, case: Tensor, ambiguous_face: Tensor, resolution: int) -> Tensor:
@@ -275,7 +285,14 @@ def _settle_ambiguity(cells: Tensor, case: Tensor, ambiguous_face: Tensor, resol
 
 
 def _quads(
-    cells: Tensor, inside: Tensor, corner_sdf: Tensor, dual_of_edge: Tensor, gamma: Tensor, resolution: int
+    cells: Tensor,
+    inside: Tensor,
+    sdf: Tensor,
+    corners: Tensor,
+    first_dual: Tensor,
+    loop_of: Tensor,
+    gamma: Tensor,
+    resolution: int,
 ) -> Tensor:
     """Two triangles for each grid edge that the surface crosses and that has all four cells around it: int32 [F, 3]."""
     strides = _strides(resolution)
@@ -290,12 +307,13 @@ def _quads(
         for below_b, below_c in ((1, 1), (1, 0), (0, 1), (0, 0)):
             position, known = _find(cells, cells[last] - below_b * strides[b] - below_c * strides[c])
             low = below_b << b | below_c << c
-            around.append((position, dual_of_edge[position, edge_of[frozenset((low, low | high_end))]]))
+            edge = edge_of[frozenset((low, low | high_end))]
+            around.append((position, first_dual[position] + loop_of[position, edge]))
             complete &= known
         cell = torch.stack([position for position, _ in around], dim=1)[complete]
         dual = torch.stack([index for _, index in around], dim=1)[complete]
         first_end = high_end if axis == 1 else 0
-        outside_first = corner_sdf[last[complete], first_end] > 0
+        outside_first = sdf[corners[last[complete], first_end]] > 0
         order = torch.where(
             outside_first[:, None],
             torch.tensor([0, 1, 3, 2], device=cells.device),

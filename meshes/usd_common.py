@@ -1,0 +1,88 @@
+"""What the USD writer's parts share: legal names and values in USD's types."""
+
+import json
+
+import numpy as np
+from pxr import Gf, Tf, Vt
+
+
+class NameScope:
+    """Hands out legal prim names, each once below one parent."""
+
+    def __init__(self):
+        self._taken: dict[object, set[str]] = {}
+
+    def unique(self, parent: object, name: str) -> str:
+        """A legal name like `name` that nothing else below `parent` has."""
+        taken = self._taken.setdefault(parent, set())
+        base = legal_name(name)
+        candidate, number = base, 0
+        while candidate in taken:
+            number += 1
+            candidate = f"{base}_{number}"
+        taken.add(candidate)
+        return candidate
+
+
+def legal_name(name: str) -> str:
+    """The name with everything but ASCII letters, digits and underscores replaced (readers older than 2024 know no
+    other).
+    """
+    return Tf.MakeValidIdentifier("".join(c if c.isascii() else "_" for c in name)) if name else "_"
+
+
+def set_display_name(thing, name: str) -> None:
+    """Keep the original of a name that had to be changed, on a prim or a property."""
+    if name and thing.GetName().rpartition(":")[2] != name and not any(ord(c) < 32 for c in name):
+        thing.SetDisplayName(name)
+
+
+def original_name(thing) -> str:
+    """The inverse of `set_display_name`."""
+    return thing.GetDisplayName() or thing.GetName().rpartition(":")[2]
+
+
+def set_extras(prim, extras: dict) -> None:
+    """Keep a scene's free-form data as JSON text in the prim's custom data."""
+    if extras:
+        prim.SetCustomDataByKey("extras", json.dumps(extras, ensure_ascii=False))
+
+
+def get_extras(prim) -> dict:
+    """The inverse of `set_extras`; custom data of other makers is not touched."""
+    text = prim.GetCustomDataByKey("extras")
+    try:
+        extras = json.loads(text) if isinstance(text, str) else {}
+    except ValueError:
+        return {}
+    return extras if isinstance(extras, dict) else {}
+
+
+def gf_matrix(matrix: np.ndarray) -> Gf.Matrix4d:
+    """A column-vector matrix [4, 4] as USD's row-vector one."""
+    return Gf.Matrix4d(np.asarray(matrix, np.float64).T.tolist())
+
+
+def from_gf(matrix: Gf.Matrix4d) -> np.ndarray:
+    """USD's row-vector matrix as a column-vector one [4, 4]."""
+    return np.array(matrix, np.float64).T.copy()
+
+
+def gf_matrices(matrices: np.ndarray) -> Vt.Matrix4dArray:
+    """Matrices [N, 4, 4] as USD's row-vector ones."""
+    return Vt.Matrix4dArray.FromNumpy(np.ascontiguousarray(np.asarray(matrices, np.float64).transpose(0, 2, 1)))
+
+
+def from_gf_matrices(matrices) -> np.ndarray:
+    """The inverse of `gf_matrices`: [N, 4, 4]."""
+    return np.array(matrices, np.float64).reshape(-1, 4, 4).transpose(0, 2, 1).copy()
+
+
+def floats(values: np.ndarray, kind):
+    """Values as a Vt array of 32-bit floats (`kind`: Vt.FloatArray, Vt.Vec3fArray, ...)."""
+    return kind.FromNumpy(np.ascontiguousarray(values, np.float32))
+
+
+def ints(values: np.ndarray) -> Vt.IntArray:
+    """Values as a Vt array of 32-bit integers."""
+    return Vt.IntArray.FromNumpy(np.ascontiguousarray(values, np.int32))

@@ -89,7 +89,9 @@ class BoneEncoder(nn.Module):
     def forward(self, positions: Tensor, shape_latents: Tensor) -> Tensor:
         """(1, J, 3) positions and (1, T, width) shape -> (1, J, width). Every block reads the same context: the first
         features of the joints, and the shape."""
-        x = self.bone_encoder(positions)
+        # Sines of up to 32 pi x need float32 coordinates, whatever the weights are.
+        fourier = self.bone_encoder[0](positions.float())
+        x = self.bone_encoder[1:](fourier.to(shape_latents.dtype))
         context = torch.cat([x, shape_latents], dim=1)
         for block in self.attn:
             x = block(x, block.attention.keys_values(context))
@@ -206,7 +208,7 @@ class SkinModel(nn.Module):
     def bone_features(self, points: Tensor, joints: Tensor, shape_latents: Tensor) -> Tensor:
         """(J, 3) joints, placed relative to the lowest corner of the points -> (1, J, feat_dim)."""
         positions = (joints - points.amin(0))[None]
-        return self.bone_encoder(positions.to(self.dtype), shape_latents)
+        return self.bone_encoder(positions, shape_latents)
 
     def mesh_features(self, points: Tensor, normals: Tensor, order_perm: Tensor | None) -> Tensor:
         """(N, 3) points and normals -> (N, feat_dim). Three of PTv3's nine input channels are always zero."""

@@ -75,6 +75,21 @@ def takes_many(config: Any, name: str) -> bool:
     return _tuple_type(get_type_hints(cls)[name]) is not None
 
 
+def command_line(config: Any) -> list[str]:
+    """Arguments that bring a config about: every replayable flag that differs from its default, the input first."""
+    inputs, flags = [], []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if _KEY not in field.metadata or not field.metadata[_KEY].replay or value == field.default:
+            continue
+        if isinstance(value, bool):
+            flags.append(flag(field.name if value else "no_" + field.name))
+            continue
+        arguments = [f"{flag(field.name)}={v}" for v in (value if isinstance(value, tuple) else (value,))]
+        (inputs if field.metadata[_KEY].positional else flags).extend(arguments)
+    return inputs + flags
+
+
 def _alternatives(annotation: Any) -> tuple[Any, ...]:
     return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
 

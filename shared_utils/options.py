@@ -79,7 +79,9 @@ class CommonOptions:
     verbose: bool = option(False, "Print details on stderr.", aliases=("-v",), **_OUT)
     no_color: bool = option(False, "No colours on stderr.", **_OUT)
     disable_telemetry: bool = option(False, "No spans, no trace file, nothing exported.", **_RUN)
-    telemetry_content: bool = option(False, "Let telemetry (exported, and the trace file) carry prompts, names and paths.", **_RUN)
+    telemetry_content: bool = option(
+        False, "Let telemetry (exported, and the trace file) carry prompts, names and paths.", **_RUN
+    )
 
     def check_common(self) -> None:
         """Rules between the common flags. Raises `UsageError`."""

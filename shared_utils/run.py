@@ -101,7 +101,7 @@ class Interrupted(BaseException):
 
 
 class Run:
-    """What a script's functions see of the run they are in."""
+    """What a script's functions see of the run they are in. `items`, the configs still to be made, is set before `load`; `download_plans`, by role, before `plan`."""
 
     def __init__(self, script: Script, config: Any, console: Console, stdout: Any):
         self.script = script
@@ -112,6 +112,8 @@ class Run:
         self.output = OutputDir(config.output_dir, config.resume)
         self.smoke: Smoke | None = None
         self.snapshots: dict[str, Any] = {}
+        self.download_plans: dict[str, Any] = {}
+        self.items: list[Any] = []
         self.results: list[dict[str, Any]] = []
         self.started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         self._device: str | None = None
@@ -420,7 +422,8 @@ class _Frame:
             plan["device"] = run.device
             plan["free_memory_bytes"] = device.free_memory(run.device)
             downloader = run.downloader()
-            plan["weights"] = [downloader.plan(run.wanted(role)) for role in self.script.weights]
+            run.download_plans = {role: downloader.plan(run.wanted(role)) for role in self.script.weights}
+            plan["weights"] = list(run.download_plans.values())
         if self.script.plan is not None:
             plan.update(self.script.plan(run.config, [i.config for i in items if not i.error], run))
         plan["output_dir"] = str(run.config.resume or run.config.output_dir)
@@ -467,7 +470,8 @@ class _Frame:
         if pending:
             if isinstance(run.config, ModelOptions):
                 self.console.info(f"device {run.device}")
-            model = self.script.load(run.config, run) if self.script.load else run
+            run.items = [item.config for item in pending]
+            model = self.load(run)
             run.model = model
             for group in self.groups(pending, model):
                 failed += self.process_group(run, model, group, manifest)
@@ -477,6 +481,16 @@ class _Frame:
             out.commit()
             run.report.outputs += out.record(run.output.path)
         return failed
+
+    def load(self, run: Run) -> Any:
+        if self.script.load is None:
+            return run
+        try:
+            return self.script.load(run.config, run)
+        except Exception as error:
+            if (explained := _explain(error, run)) is error:
+                raise
+            raise explained from error
 
     def groups(self, pending: list[Item], model: Any) -> list[list[Item]]:
         if self.script.group is None:
@@ -591,7 +605,7 @@ def _explain(error: Exception, run: Run) -> Exception:
     if isinstance(error, OSError) and is_full_disk(error):
         return OutputWriteError(f"no space left for the output ({error.strerror})")
     text = str(error)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
+    if device.is_out_of_memory(error):
         where = run.device if isinstance(run.config, ModelOptions) else "cpu"
         free = device.gigabytes(device.free_memory(where))
         return UnavailableError(

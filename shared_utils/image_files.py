@@ -1,0 +1,111 @@
+"""Pictures in and out: reading with a cap on their size, writing with the parameters that made them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from shared_utils.errors import InvalidInputError, MissingInputError, PostConditionError
+
+MAX_PIXELS = 100_000_000
+FORMATS = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}
+
+# Tags of Exif 2.32 (CIPA DC-008): orientation (5 to 8 lie on their side), software, the pointer to the Exif block, and
+# UserComment in it, whose first 8 bytes name the encoding.
+_ORIENTATION, _SOFTWARE, _EXIF_BLOCK, _USER_COMMENT = 0x0112, 0x0131, 0x8769, 0x9286
+
+
+def upright_size(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Width and height of an image as it is meant to be seen, from its header alone.
+
+    Raises `MissingInputError` (no such file) and `InvalidInputError` (no image, too large).
+    """
+    with _open(path, max_pixels) as image:
+        width, height = image.size
+        on_its_side = image.getexif().get(_ORIENTATION, 1) >= 5
+    return (height, width) if on_its_side else (width, height)
+
+
+def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> Any:
+    """A PIL image in RGB, upright (its EXIF orientation applied), transparency over white. Raises as `upright_size` does, and for damage."""
+    from PIL import Image, ImageOps
+
+    with _open(path, max_pixels) as image:
+        try:
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
+                upright = upright.convert("RGBA")
+                white = Image.new("RGBA", upright.size, "white")
+                return Image.alpha_composite(white, upright).convert("RGB")
+            return upright.convert("RGB")
+        except (OSError, SyntaxError, ValueError) as error:
+            raise InvalidInputError(f"{path}: the image is damaged ({error})") from None
+
+
+def _open(path: Path, max_pixels: int) -> Any:
+    from PIL import Image
+
+    try:
+        image = Image.open(path)
+    except FileNotFoundError:
+        raise MissingInputError(f"{path}: no such file") from None
+    except Image.DecompressionBombError:
+        raise InvalidInputError(f"{path}: more than {max_pixels / 1e6:g} megapixels") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InvalidInputError(f"{path}: not an image that can be read ({error})") from None
+    width, height = image.size
+    if width * height > max_pixels:
+        image.close()
+        raise InvalidInputError(f"{path}: {width} x {height} is more than {max_pixels / 1e6:g} megapixels")
+    return image
+
+
+def write_image(image: Any, path: Path, format: str, quality: int | None, parameters: dict[str, str]) -> None:
+    """Write a PIL image as `png`, `jpg` or `webp`, with `parameters` in it: PNG text chunks, or EXIF.
+
+    In EXIF they are one JSON object in UserComment. The same image and parameters give the same bytes.
+    Raises `PostConditionError` when the file does not read back as an image of the same size.
+    """
+    from PIL import Image
+
+    options: dict[str, Any] = {}
+    if format == "png":
+        options["pnginfo"] = _png_text(parameters)
+    else:
+        options["quality"] = 95 if quality is None else quality
+        if parameters:
+            options["exif"] = _exif(parameters)
+    image.save(path, format=FORMATS[format], **options)
+    with Image.open(path) as written:
+        if written.size != image.size or written.format != FORMATS[format]:
+            raise PostConditionError(f"{path.name}: reads back as {written.format} of {written.size}")
+
+
+def _png_text(parameters: dict[str, str]) -> Any:
+    from PIL.PngImagePlugin import PngInfo
+
+    chunks = PngInfo()
+    for key, value in parameters.items():
+        # Latin-1 text goes into tEXt, everything else into iTXt (PNG specification, 11.3.3).
+        chunks.add_text(key, value)
+    return chunks
+
+
+def _exif(parameters: dict[str, str]) -> Any:
+    from PIL import Image
+
+    exif = Image.Exif()
+    if "Software" in parameters:
+        exif[_SOFTWARE] = parameters["Software"]
+    exif.get_ifd(_EXIF_BLOCK)[_USER_COMMENT] = b"ASCII\0\0\0" + json.dumps(parameters).encode("ascii")
+    return exif
+
+
+def read_parameters(path: Path) -> dict[str, str]:
+    """What `write_image` put into a file; empty when there is nothing."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        if image.format == "PNG":
+            return dict(image.text)
+        comment = image.getexif().get_ifd(_EXIF_BLOCK).get(_USER_COMMENT, b"")
+    return json.loads(comment[8:]) if comment.startswith(b"ASCII") else {}

@@ -63,10 +63,11 @@ try:
     from shared_utils.output_dir import ItemOutput
     from shared_utils.run import Result, Run, Script, Smoke, run_script
 except ModuleNotFoundError as error:
-    if error.name not in ("shared_utils", "networks"):
+    folder = (error.name or "").partition(".")[0]
+    if folder not in ("shared_utils", "networks", "meshes"):
         raise
     print(
-        f"error: {__file__} needs the folder {error.name}/ beside it: copy the whole repository,"
+        f"error: {__file__} needs the folder {folder}/ beside it: copy the whole repository,"
         " or make one file of the script with `uv run bundle.py`",
         file=sys.stderr,
     )

@@ -108,7 +108,7 @@ def _check_layers(path: Path) -> None:
         name = waiting.pop()
         layer = _open_layer(name, path)
         _refuse_clips(layer, path)
-        for reference in sorted(layer.GetCompositionAssetDependencies()):
+        for reference in sorted(filter(None, layer.GetCompositionAssetDependencies())):  # "": the layer itself
             target = resolve_beside(layer, reference, path)
             if target not in seen:
                 seen.add(target)

@@ -196,9 +196,8 @@ class _StageReader:
     def _restore_joint_riders(self) -> None:
         """Nodes that our own writer took off a joint go back to it (see UsdWriter._write_node)."""
         for path, index in self.node_of.items():
-            prim = self.stage.GetPrimAtPath(path)
-            joint = prim.GetCustomDataByKey("joint") if index >= 0 and not prim.IsA(UsdGeom.Mesh) else None
-            node = self.scene.nodes[index]
+            joint = self.stage.GetPrimAtPath(path).GetCustomDataByKey("joint") if index >= 0 else None
+            node = self.scene.nodes[index] if index >= 0 else None
             if not isinstance(joint, str) or node.parent < 0 or self.scene.nodes[node.parent].skeleton is None:
                 continue
             skeleton = self.scene.skeletons[self.scene.nodes[node.parent].skeleton]

@@ -1,6 +1,6 @@
 """UniRig's stages at full size with random weights: our way against the straightforward way, in the same run.
 
-    python benchmarks/unirig.py                    # all stages, full size: about ten minutes and 9 GB on two cores
+    python benchmarks/unirig.py                    # all stages, full size: half an hour and 9 GB on two cores
     python benchmarks/unirig.py --small            # tiny sizes: does everything run?
     python benchmarks/unirig.py --stages decode    # only this one
 
@@ -19,7 +19,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+from unirig_skin import SKIN_STAGES  # noqa: E402
 
 PREFILL_SPEEDUP = 8.0  # at least
 DECODE_MEMORY = 0.6  # at most, of the straightforward way
@@ -33,8 +36,14 @@ class Sizes:
     beams: int = 15
     new_tokens: int = 24
     sequence: int = 1_000  # tokens, for the grammar alone
+    skin_faces: int = 20_000
+    skin_points: int = 32_768
+    head_points: int = 8_192  # all pairs at once take 12 GB at 32 768
+    joints: int = 50
+    voxel_grid: int = 196
     llm: tuple = ()
     mesh_encoder: tuple = ()
+    skin: tuple = ()
 
 
 SMALL = Sizes(
@@ -53,6 +62,22 @@ SMALL = Sizes(
         ("max_position_embeddings", 256),
     ),
     mesh_encoder=(("width", 32), ("heads", 4), ("num_encoder_layers", 2), ("token_num", 32)),
+    skin_faces=1_000,
+    skin_points=500,
+    head_points=500,
+    joints=6,
+    voxel_grid=24,
+    skin=(
+        ("feat_dim", 32),
+        ("num_heads", 4),
+        ("bone_embed_dim", 16),
+        ("mlp_dim", 16),
+        ("num_bone_attn", 1),
+        ("num_mesh_bone_attn", 2),
+        ("grid_size", 0.05),
+        ("mesh_encoder", {"enc_depths": (1, 1), "enc_channels": (8, 16), "enc_num_head": (2, 2)}),
+        ("global_encoder", {"width": 24, "heads": 2, "num_encoder_layers": 1, "token_num": 16}),
+    ),
 )
 
 
@@ -140,12 +165,10 @@ def random_cloud(count: int):
 
 
 def encode(sizes: Sizes) -> dict:
-    import torch
 
     model = skeleton_model(sizes)
     cloud = random_cloud(sizes.points)
-    with torch.no_grad():
-        seconds, latents = timed(lambda: model.encode(*cloud))
+    seconds, latents = timed(lambda: model.encode(*cloud))
     return {"seconds": seconds, "checksum": float(latents.double().abs().mean())}
 
 
@@ -184,24 +207,20 @@ def random_prompt(model, sizes: Sizes):
 
 
 def prefill(sizes: Sizes) -> dict:
-    import torch
 
     from networks.unirig.generation import BeamDecoder
 
     model = skeleton_model(sizes)
     prompt = random_prompt(model, sizes)
-    with torch.no_grad():
-        seconds, logits = timed(lambda: BeamDecoder(model.transformer, sizes.beams).prefill(prompt))
+    seconds, logits = timed(lambda: BeamDecoder(model.transformer, sizes.beams).prefill(prompt))
     return {"seconds": seconds, "checksum": float(logits.double().abs().mean())}
 
 
 def prefill_plain(sizes: Sizes) -> dict:
-    import torch
 
     model = skeleton_model(sizes)
     prompt = random_prompt(model, sizes).repeat_interleave(sizes.beams, dim=0)
-    with torch.no_grad():
-        seconds, output = timed(lambda: model.transformer(inputs_embeds=prompt, use_cache=True, logits_to_keep=1))
+    seconds, output = timed(lambda: model.transformer(inputs_embeds=prompt, use_cache=True, logits_to_keep=1))
     return {"seconds": seconds, "checksum": float(output.logits[0].double().abs().mean())}
 
 
@@ -320,6 +339,7 @@ STAGES: dict[str, tuple[Callable, Callable | None]] = {
     "prefill": (prefill, prefill_plain),
     "decode": (decode, decode_plain),
     "grammar_step": (grammar_step, grammar_step_plain),
+    **SKIN_STAGES,
 }
 
 
@@ -332,7 +352,10 @@ def measure(stage: str, plain: bool, small: bool) -> dict:
 
 
 def run_child(stage: str, plain: bool, small: bool) -> None:
-    result = STAGES[stage][plain](SMALL if small else Sizes())
+    import torch
+
+    with torch.no_grad():
+        result = STAGES[stage][plain](SMALL if small else Sizes())
     unit = 1 if sys.platform == "darwin" else 1024
     result["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     print(json.dumps(result))

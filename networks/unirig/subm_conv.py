@@ -84,7 +84,9 @@ class SubMConv3d(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, bias: bool = True):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_channels, kernel_size, kernel_size, kernel_size, in_channels))
-        nn.init.normal_(self.weight, std=(in_channels * kernel_size**3) ** -0.5)
+        # Uniform like torch's own layers: `normal_` on the meta device imports half of torch first, for seconds.
+        bound = (in_channels * kernel_size**3) ** -0.5
+        nn.init.uniform_(self.weight, -bound, bound)
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
 
     def forward(self, features: Tensor, neighbours: Neighbourhood) -> Tensor:

@@ -715,20 +715,20 @@ def test_a_wrong_pipeline_file_is_named(tmp_path, args, message):
 # --- the whole chain -------------------------------------------------------------------------------------------------
 
 
-def generate(folder: Path, seed: int) -> tuple[torch.Tensor, list, list]:
+def generate(folder: Path, seed: int, dtype: torch.dtype | None = None) -> tuple[torch.Tensor, list, list]:
     """Condition to meshes and Gaussians with the tiny networks: two parts, split at half height."""
     pipeline = read_pipeline(folder)
     condition = torch.randn(1, 15, 30, generator=torch.Generator().manual_seed(0))
     masks = torch.tensor([[[0, 1, 1], [0, 2, 2], [0, 0, 2]]])
-    flow = load_role(pipeline, "sparse_structure_flow_model")
+    flow = load_role(pipeline, "sparse_structure_flow_model", dtype=dtype)
     latent = sample_structure(flow, condition, pipeline.sparse_structure_sampler, seed)
-    voxels = decode_structure(load_role(pipeline, "sparse_structure_decoder"), latent)
+    voxels = decode_structure(load_role(pipeline, "sparse_structure_decoder", dtype=dtype), latent)
     assert voxels.shape[1] == 4 and voxels.max() < 8
     parts = [voxels, voxels[voxels[:, 2] < 4], voxels[voxels[:, 2] >= 4]]
     stops = np.cumsum([len(part) for part in parts]).tolist()
     slices = [slice(a, b) for a, b in zip([0, *stops], stops, strict=False)]
     coords = torch.cat(parts)
-    flow = load_role(pipeline, "slat_flow_model")
+    flow = load_role(pipeline, "slat_flow_model", dtype=dtype)
     steps = []
     features = sample_latents(
         flow,
@@ -743,8 +743,8 @@ def generate(folder: Path, seed: int) -> tuple[torch.Tensor, list, list]:
     assert steps == [(1, 3), (2, 3), (3, 3)]
     coords, features, sizes = divide_slat(coords, features, slices, *pipeline.slat_normalization(flow.in_channels))
     assert len(sizes) == 3 and features.shape == (sum(sizes), 8)
-    meshes = list(decode_parts(load_role(pipeline, "slat_decoder_mesh"), coords, features, sizes))
-    clouds = list(decode_parts(load_role(pipeline, "slat_decoder_gs"), coords, features, sizes))
+    meshes = list(decode_parts(load_role(pipeline, "slat_decoder_mesh", dtype=dtype), coords, features, sizes))
+    clouds = list(decode_parts(load_role(pipeline, "slat_decoder_gs", dtype=dtype), coords, features, sizes))
     return voxels, meshes, clouds
 
 
@@ -762,6 +762,15 @@ def test_the_stages_fit_together_and_repeat_exactly(checkpoint):
     assert all(torch.equal(a.vertices, b.vertices) for a, b in zip(meshes, meshes_again, strict=True))
     assert all(splats.ply_bytes(a) == splats.ply_bytes(b) for a, b in zip(clouds, clouds_again, strict=True))
     assert not torch.equal(voxels, generate(checkpoint, 4)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_stages_run_in_half_precision(checkpoint, dtype):
+    _, meshes, clouds = generate(checkpoint, 3, dtype)
+    for mesh, cloud in zip(meshes, clouds, strict=True):
+        assert mesh.vertices.dtype == cloud.xyz.dtype == torch.float32
+        assert len(mesh.faces) > 0 and torch.isfinite(mesh.vertices).all()
+        assert np.isfinite(splats.ply_columns(cloud)).all()
 
 
 @torch.no_grad()

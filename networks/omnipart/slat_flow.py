@@ -88,9 +88,9 @@ class SLatFlowModel(nn.Module):
         self.model_channels = model_channels
         widths = [*io_channels, model_channels]
         self.t_embedder = TimestepEmbedder(model_channels)
-        self.part_pe = nn.Embedding(part_max_size + 1, model_channels)
+        self.part_pe = _embedding(part_max_size + 1, model_channels)
         self.part_pe_proj = nn.Linear(model_channels, model_channels)
-        self.mask_group_emb = nn.Embedding(part_max_size + 1, mask_group_emb_dim)
+        self.mask_group_emb = _embedding(part_max_size + 1, mask_group_emb_dim)
         self.mask_group_emb_proj = nn.Linear(mask_group_emb_dim, cond_channels)
         self.input_layer = nn.Linear(in_channels, widths[0])
         self.input_blocks = nn.ModuleList()
@@ -169,6 +169,11 @@ class SLatFlowModel(nn.Module):
             raise ValueError(f"mask id {int(ids.max())}: this model knows ids up to {self.part_max_size}")
         embedding = self.mask_group_emb_proj(self.mask_group_emb(ids))
         return torch.cat((cond[:, :tokens] + embedding, cond[:, tokens:]), dim=1)
+
+
+def _embedding(rows: int, width: int) -> nn.Embedding:
+    """Unit variance like torch's own, but uniform: normal numbers on the meta device cost seconds of imports."""
+    return nn.Embedding.from_pretrained(torch.empty(rows, width).uniform_(-(3**0.5), 3**0.5), freeze=False)
 
 
 def _parts_of_rows(coords: Tensor, part_slices: list[PartSlices], part_max_size: int) -> tuple[Tensor, Tensor, Tensor]:

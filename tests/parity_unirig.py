@@ -29,7 +29,7 @@ from networks.unirig.tokenizer import Tokenizer
 def run_michelangelo(case: Case) -> list[Check]:
     model = MichelangeloEncoder.from_config(case.config).eval()
     model.load_state_dict(case.weights)
-    points, feats = case.inputs["pc"], case.inputs["feats"]
+    points, feats = case.inputs["pc"], case.inputs.get("feats")
     stages = {}
     encoder = model.encoder
     encoder.cross_attn.register_forward_hook(lambda _m, _i, out: stages.__setitem__("after_cross", out))

@@ -75,7 +75,7 @@ def prepare_mesh(vertices: np.ndarray, faces: np.ndarray, target_faces: int = TA
         import fast_simplification
 
         simple = fast_simplification.simplify(
-            np.asarray(mesh.vertices, dtype=np.float32), np.asarray(mesh.faces), target_count=target_faces
+            np.asarray(mesh.vertices), np.asarray(mesh.faces), target_count=target_faces
         )
         mesh = trimesh.Trimesh(vertices=simple[0], faces=simple[1], process=True)
     if len(mesh.faces) == 0 or not mesh.area > 0:

@@ -1,561 +1,614 @@
-"""The weighted blossom algorithm as a sequence of local searches, on plain arrays.
+"""The weighted blossom algorithm as a sequence of local searches.
 
 Maximum-weight matching after Edmonds (1965) with primal-dual bookkeeping: every vertex has a dual `y >= 0`, every blossom (a shrunken odd
 cycle) a dual `z >= 0`; for every edge `y_u + y_v + (z of the blossoms around both) >= weight`. By weak duality
 `sum(y) + sum(z * (size - 1) / 2)` is an upper bound on every matching, at any moment. A matching is optimal when matched edges are tight and
-exposed vertices have y = 0.
+exposed (unmatched) vertices have y = 0.
 
-Where the textbook grows trees from all exposed vertices at once, `search` grows one tree at a time, from one exposed vertex (Cook and
-Rohe 1999, "Computing minimum-weight perfect matchings"; Kolmogorov 2009, "Blossom V"): only the duals in that tree move, so that on a
-mesh, where the next exposed triangle is rarely far, a search stays small and the whole solve is close to linear.
+Where the textbook grows trees from all exposed vertices at once, `search` grows one at a time, from one exposed vertex (Cook and Rohe 1999,
+"Computing minimum-weight perfect matchings"; Kolmogorov 2009, "Blossom V"): only the duals in that tree move, so that on a mesh, where the
+next exposed triangle is rarely far, a search stays small.
 
-Duals move lazily. Within a search `clock` is how far the root's dual has sunk: an S vertex's (even distance from the root) true dual is
-`y - clock`, a T vertex's (odd) `y + clock`, an S blossom's `z + 2 clock`, a T blossom's `z - 2 clock`. What happens next comes from a heap
-of (clock, event) keys; entries that later labels made stale are recognised by their slack when they surface.
+Duals move lazily. Within a search `clock` is how far the root's dual has sunk: the true dual of an S vertex (at even distance from the root)
+is `y - clock`, of a T vertex (odd) `y + clock`, of an S blossom `z + 2 clock`, of a T blossom `z - 2 clock`. A heap of (clock, event) keys
+tells what happens next; entries that later labels made stale are known by their slack when they surface.
 
 Everything is an integer, so tight means exactly zero. Weights must be even: then slacks between S vertices are even too and the clock stays
-an integer.
-
-All functions here run as they are, on lists or arrays; `matching.py` compiles them with numba when the graph is large.
+an integer. Lists, not arrays: this is scalar code, and plain lists are what Python is quickest with.
 """
 
 import heapq
-from typing import NamedTuple
+import itertools
+import time
+from dataclasses import dataclass
 
 import numpy as np
 
-FREE, S, T = 0, 1, 2  # labels: outside the tree, even, odd
-EXPOSED, AUGMENTED, BLOCKED, STOPPED = 0, 1, 2, 3  # how a search ended
+FREE, S, T, WALL = 0, 1, 2, 3  # labels: outside the tree, even, odd, not to be touched
 DEGREE = 3
-
-
-class State(NamedTuple):
-    """Graph, matching and duals. n vertices, blossom ids: 0..n-1 the vertices themselves, from n on shrunken cycles.
-
-    Arc `3 v + i` leads from v to its i-th neighbour (-1 from there on: no more). Blossoms form a forest (`parent`); those without
-    parent are the outer ones. The children of a blossom are a ring (`after`, `before`), `edge_from[c], edge_to[c]` are the ends of
-    the edge from child c to the child after it; `first` is the child that holds `base`, the one vertex not matched inside.
-    """
-
-    neighbour: np.ndarray  # [3 n] int64
-    weight: np.ndarray  # [3 n] int64, even
-    zone: np.ndarray  # [n] int8, see search
-    mate: np.ndarray  # [n] int64, -1: exposed
-    y: np.ndarray  # [n] int64
-    vertex_label: np.ndarray  # [n] int8
-    outer: np.ndarray  # [n] int64: the outer blossom, up to merges recorded in `merged`
-    merged: np.ndarray  # [B] int64: union-find over blossoms shrunk during the running search
-    z: np.ndarray  # [B] int64
-    label: np.ndarray  # [B] int8
-    tree_from: (
-        np.ndarray
-    )  # [B] int64: a T blossom was reached by the edge tree_from (S vertex) - tree_to (its own vertex)
-    tree_to: np.ndarray
-    parent: np.ndarray  # [B] int64, -1: none
-    base: np.ndarray
-    first: np.ndarray
-    after: np.ndarray
-    before: np.ndarray
-    edge_from: np.ndarray
-    edge_to: np.ndarray
-    stamp: np.ndarray  # [B] int64, scratch of the ancestor search
-    unused: np.ndarray  # [B - n] int64, stacks of free blossom ids, one a zone
-    counters: np.ndarray  # [zones, 2] int64: top of the zone's stack in `unused`, last stamp
-    stop: np.ndarray  # [1] int8: set from outside to end the running search
-
-
-def outer_blossom(s, vertex):
-    b = s.outer[vertex]
-    top = b
-    while s.merged[top] != top:
-        top = s.merged[top]
-    while s.merged[b] != top:
-        step = s.merged[b]
-        s.merged[b] = top
-        b = step
-    return top
-
-
-def members(s, b, out):
-    """Append the vertices inside blossom b to the list `out`."""
-    n = len(s.mate)
-    if b < n:
-        out.append(b)
-        return
-    pending = [b]
-    while len(pending) > 0:
-        top = pending.pop()
-        child = s.first[top]
-        while True:
-            if child < n:
-                out.append(child)
-            else:
-                pending.append(child)
-            child = s.after[child]
-            if child == s.first[top]:
-                break
-
-
-def rebase(s, b, vertex):
-    """Make `vertex` the one that is not matched inside blossom b, by swapping matched and unmatched edges along its rings."""
-    n = len(s.mate)
-    pending = [(b, vertex)]
-    while len(pending) > 0:
-        b, vertex = pending.pop()
-        if b < n or s.base[b] == vertex:
-            continue
-        entry = vertex
-        while s.parent[entry] != b:
-            entry = s.parent[entry]
-        pending.append((entry, vertex))
-        last = s.first[b]
-        steps = 0
-        child = entry
-        while child != last:
-            child = s.after[child]
-            steps += 1
-        child = entry
-        while child != last:
-            if steps % 2 == 0:
-                near = s.after[child]
-                far = s.after[near]
-                near_end = s.edge_from[near]
-                far_end = s.edge_to[near]
-            else:
-                near = s.before[child]
-                far = s.before[near]
-                near_end = s.edge_to[far]
-                far_end = s.edge_from[far]
-            pending.append((near, near_end))
-            pending.append((far, far_end))
-            s.mate[near_end] = far_end
-            s.mate[far_end] = near_end
-            child = far
-        s.first[b] = entry
-        s.base[b] = vertex
-
-
-def flip_path(s, vertex, partner):
-    """Swap the alternating path from S vertex `vertex` to the root; `vertex` is matched to `partner` (-1: left exposed)."""
-    while True:
-        b = outer_blossom(s, vertex)
-        outside = s.mate[s.base[b]]
-        rebase(s, b, vertex)
-        s.mate[vertex] = partner
-        if outside < 0:
-            return
-        t = outer_blossom(s, outside)
-        partner = s.tree_to[t]
-        vertex = s.tree_from[t]
-        rebase(s, t, partner)
-        s.mate[partner] = vertex
-
-
-def dissolve(s, b, zone):
-    """Take an outer blossom apart: its children become outer ones. The id goes back to the zone's stack."""
-    inside = [b]
-    inside.pop()
-    child = s.first[b]
-    while True:
-        s.parent[child] = -1
-        s.merged[child] = child
-        inside.clear()
-        members(s, child, inside)
-        for v in inside:
-            s.outer[v] = child
-        child = s.after[child]
-        if child == s.first[b]:
-            break
-    s.label[b] = FREE
-    s.first[b] = -1
-    s.unused[s.counters[zone, 0]] = b
-    s.counters[zone, 0] += 1
-
-
-def tree_parent(s, b):
-    """The S blossom above S blossom b in the tree, -1 for the root's."""
-    outside = s.mate[s.base[b]]
-    if outside < 0:
-        return -1
-    return outer_blossom(s, s.tree_from[outer_blossom(s, outside)])
-
-
-def common_ancestor(s, b, c, stamp):
-    """The nearest S blossom above both b and c, walking up from both by turns so that the cost is that of the cycle."""
-    while True:
-        if b >= 0:
-            if s.stamp[b] == stamp:
-                return b
-            s.stamp[b] = stamp
-            b = tree_parent(s, b)
-        b, c = c, b
-
-
-def label_s(s, b, clock, tree, scan):
-    tree.append(b)
-    s.label[b] = S
-    s.z[b] -= 2 * clock
-    start = len(scan)
-    members(s, b, scan)
-    for i in range(start, len(scan)):
-        v = scan[i]
-        s.y[v] += clock
-        s.vertex_label[v] = S
-
-
-def label_t(s, b, edge_from, edge_to, clock, tree, others):
-    tree.append(b)
-    s.label[b] = T
-    s.tree_from[b] = edge_from
-    s.tree_to[b] = edge_to
-    s.z[b] += 2 * clock
-    start = len(others)
-    members(s, b, others)
-    for i in range(start, len(others)):
-        v = others[i]
-        s.y[v] -= clock
-        s.vertex_label[v] = T
-
-
-def absorb(s, child, blossom, clock, scan):
-    """Make an outer blossom of the tree a child of the S blossom that is being shrunk; its T vertices become S."""
-    s.parent[child] = blossom
-    s.merged[child] = blossom
-    if s.label[child] == S:
-        s.z[child] += 2 * clock
-        return
-    s.z[child] -= 2 * clock
-    start = len(scan)
-    members(s, child, scan)
-    for i in range(start, len(scan)):
-        v = scan[i]
-        s.y[v] += 2 * clock
-        s.vertex_label[v] = S
-
-
-def link(s, child, following, edge_from, edge_to):
-    s.after[child] = following
-    s.before[following] = child
-    s.edge_from[child] = edge_from
-    s.edge_to[child] = edge_to
-
-
-def shrink(s, u, v, bu, bv, clock, zone, tree, scan):
-    """Shrink the odd cycle which the tight edge u-v closes between the S blossoms bu and bv."""
-    s.counters[zone, 1] += 1
-    lca = common_ancestor(s, bu, bv, s.counters[zone, 1])
-    s.counters[zone, 0] -= 1
-    blossom = s.unused[s.counters[zone, 0]]
-    link(s, bu, bv, u, v)
-    # Both walks read the tree through `merged` and `parent` of blossoms further up only, so children are absorbed afterwards.
-    b = bu
-    while b != lca:
-        t = outer_blossom(s, s.mate[s.base[b]])
-        link(s, t, b, s.mate[s.base[b]], s.base[b])
-        up = outer_blossom(s, s.tree_from[t])
-        link(s, up, t, s.tree_from[t], s.tree_to[t])
-        b = up
-    b = bv
-    while b != lca:
-        t = outer_blossom(s, s.mate[s.base[b]])
-        link(s, b, t, s.base[b], s.mate[s.base[b]])
-        up = outer_blossom(s, s.tree_from[t])
-        link(s, t, up, s.tree_to[t], s.tree_from[t])
-        b = up
-    s.first[blossom] = lca
-    s.base[blossom] = s.base[lca]
-    s.parent[blossom] = -1
-    s.merged[blossom] = blossom
-    s.label[blossom] = S
-    s.z[blossom] = -2 * clock
-    tree.append(blossom)
-    child = lca
-    while True:
-        absorb(s, child, blossom, clock, scan)
-        child = s.after[child]
-        if child == lca:
-            break
-
-
-def expand(s, b, clock, zone, tree, scan, others, released):
-    """Take apart a T blossom whose dual has sunk to zero: the even way from its entry to its base stays in the tree, the rest leaves it."""
-    n = len(s.mate)
-    last = s.first[b]
-    fr = s.tree_from[b]
-    to = s.tree_to[b]
-    entry = to
-    while s.parent[entry] != b:
-        entry = s.parent[entry]
-    steps = 0
-    child = entry
-    while child != last:
-        child = s.after[child]
-        steps += 1
-    # Members leave the tree; those on the way come back below.
-    start = len(others)
-    members(s, b, others)
-    for i in range(start, len(others)):
-        v = others[i]
-        s.y[v] += clock
-        s.vertex_label[v] = FREE
-    dissolve(s, b, zone)
-    child = entry
-    label_t(s, child, fr, to, clock, tree, others)
-    while child != last:
-        if steps % 2 == 0:
-            near = s.after[child]
-            far = s.after[near]
-            fr = s.edge_from[near]
-            to = s.edge_to[near]
-        else:
-            near = s.before[child]
-            far = s.before[near]
-            fr = s.edge_to[far]
-            to = s.edge_from[far]
-        label_s(s, near, clock, tree, scan)
-        label_t(s, far, fr, to, clock, tree, others)
-        child = far
-    child = entry
-    while True:
-        if s.label[child] == FREE:
-            members(s, child, released)
-        elif s.label[child] == T and child >= n:
-            released.append(-child)  # its own expansion is still to be scheduled
-        child = s.after[child]
-        if child == entry:
-            break
-
-
-def finish(s, clock, zone, tree, scan, others):
-    """Write the true duals back and clear all labels. Blossoms shrunk in this search become proper ones, or go if their dual is 0."""
-    n = len(s.mate)
-    for v in scan:
-        if s.vertex_label[v] == S:
-            s.y[v] -= clock
-            s.vertex_label[v] = FREE
-    for v in others:
-        if s.vertex_label[v] == T:
-            s.y[v] += clock
-            s.vertex_label[v] = FREE
-    for b in tree:
-        if s.label[b] == FREE:
-            continue
-        if s.parent[b] < 0:
-            s.z[b] += 2 * clock if s.label[b] == S else -2 * clock
-        s.label[b] = FREE
-    inside = [0]
-    for i in range(len(tree) - 1, -1, -1):  # the newest first: taking it apart may uncover others
-        b = tree[i]
-        if b >= n and s.parent[b] < 0 and s.first[b] >= 0:
-            if s.z[b] == 0:
-                dissolve(s, b, zone)
-            else:
-                inside.clear()
-                members(s, b, inside)
-                for v in inside:
-                    s.outer[v] = b
-    for b in tree:
-        if b < n:
-            s.z[b] = 0
-
-
-def search(s, root, zone, walls, bits, heap, tight, tree, scan, others, released):
-    """Grow the tree of the exposed vertex `root` until its dual is settled; returns how it ended.
-
-    AUGMENTED: two more vertices are matched. EXPOSED: some vertex on the tree has dual 0 and is the one left over. STOPPED: `s.stop` was
-    set. BLOCKED: with `walls` the search may only label vertices whose `s.zone` is `zone`, and it came up against another one. In the last
-    two cases the root is still exposed; matching and duals are valid in all.
-    """
-    n = len(s.mate)
-    arcs = DEGREE * n
-    mask = (1 << bits) - 1
-    clock = 0
-    heap.clear()
-    tight.clear()
-    tree.clear()
-    scan.clear()
-    others.clear()
-    released.clear()
-    scanned = 0
-    processed = 0
-    lowest = s.y[root]
-    lowest_vertex = root
-    outcome = STOPPED
-    label_s(s, outer_blossom(s, root), clock, tree, scan)
-    while s.stop[0] == 0:
-        while scanned < len(scan):
-            u = scan[scanned]
-            scanned += 1
-            if s.y[u] < lowest:
-                lowest = s.y[u]
-                lowest_vertex = u
-            b = outer_blossom(s, u)
-            for a in range(DEGREE * u, DEGREE * u + DEGREE):
-                v = s.neighbour[a]
-                if v < 0:
-                    break
-                slack = s.y[u] - clock - s.weight[a] + s.y[v]
-                if not walls or s.zone[v] == zone:
-                    label = s.vertex_label[v]
-                    if label == T or s.outer[v] == s.outer[u] or outer_blossom(s, v) == b:
-                        continue
-                    if label == S:
-                        slack = (slack - clock) // 2
-                if slack == 0:
-                    tight.append(a)
-                elif clock + slack <= lowest:
-                    heapq.heappush(heap, ((clock + slack) << bits) | a)
-        if processed < len(tight):
-            event = tight[processed]
-            processed += 1
-        elif len(heap) > 0 and heap[0] >> bits <= lowest:
-            key = heapq.heappop(heap)
-            clock = key >> bits
-            event = key & mask
-        else:
-            clock = lowest
-            flip_path(s, lowest_vertex, -1)
-            outcome = EXPOSED
-            break
-
-        if event >= arcs:
-            b = event - arcs + n
-            if s.label[b] == T and s.parent[b] < 0 and s.z[b] == 2 * clock:
-                released.clear()
-                expand(s, b, clock, zone, tree, scan, others, released)
-                for v in released:
-                    if v < 0:
-                        heapq.heappush(heap, ((s.z[-v] >> 1) << bits) | (arcs - v - n))
-                        continue
-                    for a in range(DEGREE * v, DEGREE * v + DEGREE):
-                        u = s.neighbour[a]
-                        if u < 0:
-                            break
-                        if (not walls or s.zone[u] == zone) and s.vertex_label[u] == S:
-                            slack = s.y[v] + s.y[u] - clock - s.weight[a]
-                            if clock + slack <= lowest:
-                                heapq.heappush(heap, ((clock + slack) << bits) | a)
-            continue
-
-        u = event // DEGREE
-        v = s.neighbour[event]
-        if s.vertex_label[u] != S:
-            u, v = v, u
-        if walls and s.zone[v] != zone:
-            outcome = BLOCKED
-            break
-        label = s.vertex_label[v]
-        if label == T:
-            continue
-        bu = outer_blossom(s, u)
-        bv = outer_blossom(s, v)
-        if bu == bv:
-            continue
-        slack = s.y[u] - clock + s.y[v] - s.weight[event]
-        if label == S:
-            slack -= clock
-        if slack != 0:
-            continue
-        if label == S:
-            shrink(s, u, v, bu, bv, clock, zone, tree, scan)
-            continue
-        partner = s.mate[s.base[bv]]
-        if partner < 0:
-            flip_path(s, u, v)
-            rebase(s, bv, v)
-            s.mate[v] = u
-            outcome = AUGMENTED
-            break
-        if walls and s.zone[partner] != zone:
-            outcome = BLOCKED
-            break
-        label_t(s, bv, u, v, clock, tree, others)
-        if bv >= n:
-            heapq.heappush(heap, ((s.z[bv] >> 1) << bits) | (arcs + bv - n))
-        label_s(s, outer_blossom(s, partner), clock, tree, scan)
-    finish(s, clock, zone, tree, scan, others)
-    return outcome
-
-
-def solve(s, roots, zone, walls, bits, ends):
-    """Search from every vertex of `roots` that is exposed with a dual above 0. `ends` [4] int64 counts the outcomes."""
-    heap = [np.int64(0)]
-    tight = [np.int64(0)]
-    tree = [np.int64(0)]
-    scan = [np.int64(0)]
-    others = [np.int64(0)]
-    released = [np.int64(0)]
-    for root in roots:
-        if s.stop[0] != 0:
-            break
-        if s.mate[root] < 0 and s.y[root] > 0:
-            ends[search(s, root, zone, walls, bits, heap, tight, tree, scan, others, released)] += 1
-
-
-def greedy(s, zone, walls):
-    """A first feasible dual and a matching of tight edges: each dual as low as its neighbours allow, matched where that makes an edge tight."""
-    n = len(s.mate)
-    for v in range(n):
-        highest = 0
-        for a in range(DEGREE * v, DEGREE * v + DEGREE):
-            if s.neighbour[a] < 0:
-                break
-            highest = max(highest, s.weight[a])
-        s.y[v] = highest // 2
-    for v in range(n):
-        if s.mate[v] >= 0:
-            continue
-        need = 0
-        best = -1
-        for a in range(DEGREE * v, DEGREE * v + DEGREE):
-            u = s.neighbour[a]
-            if u < 0:
-                break
-            least = s.weight[a] - s.y[u]
-            if least > need or (least == need and best < 0):
-                need = least
-                best = -1
-            if least == need and best < 0 and s.mate[u] < 0:
-                best = u
-        s.y[v] = need
-        if best >= 0:
-            s.mate[v] = best
-            s.mate[best] = v
-
-
-def bound(s, size):
-    """The dual value, an upper bound on every matching. `size` [B] int64 zeros, scratch."""
-    n = len(s.mate)
-    total = np.int64(0)
-    for v in range(n):
-        total += s.y[v]
-        b = s.parent[v]
-        while b >= 0:
-            size[b] += 1
-            b = s.parent[b]
-    for b in range(n, len(size)):
-        if size[b] > 0:
-            total += s.z[b] * ((size[b] - 1) // 2)
-    return total
-
-
-KERNELS = (
-    outer_blossom,
-    members,
-    rebase,
-    flip_path,
-    dissolve,
-    tree_parent,
-    common_ancestor,
-    label_s,
-    label_t,
-    absorb,
-    link,
-    shrink,
-    expand,
-    finish,
-    search,
-    solve,
-    greedy,
-    bound,
+EVENT_BITS = (
+    30  # an event is an arc, or a blossom counted from the end of the arcs: below 2**30 for up to 250 million vertices
 )
+EVENT_MASK = (1 << EVENT_BITS) - 1
+CHECK_EVERY = 2048  # labelled vertices between two looks at the time
+
+
+@dataclass
+class Blossoms:
+    """Matching and duals of a graph with n vertices and some shrunken cycles, as int64 arrays.
+
+    Ids 0..n-1 are the vertices, ids n..n+K-1 the blossoms. Blossoms form a forest (`parent`); those without parent are the outer ones. The
+    children of a blossom are a ring (`after`), `edge_from[c], edge_to[c]` are the ends of the edge from child c to the child after it;
+    `first` is the child which holds `base`, the one vertex that is not matched inside. -1 stands for none everywhere.
+    """
+
+    mate: np.ndarray  # [n]
+    y: np.ndarray  # [n]
+    z: np.ndarray  # [K]
+    first: np.ndarray  # [K]
+    base: np.ndarray  # [K]
+    parent: np.ndarray  # [n + K]
+    after: np.ndarray  # [n + K]
+    edge_from: np.ndarray  # [n + K]
+    edge_to: np.ndarray  # [n + K]
+
+    @classmethod
+    def flat(cls, mate: np.ndarray, y: np.ndarray) -> "Blossoms":
+        """A matching and vertex duals, no blossoms."""
+        none = np.zeros(0, np.int64)
+        nowhere = np.full((4, len(mate)), -1, np.int64)
+        return cls(mate, y, none, none, none, *nowhere)
+
+    def place(self, part: "Blossoms", vertices: np.ndarray) -> None:
+        """Put the state of a subgraph in: its vertex i is our vertex `vertices[i]`, which must not be in a blossom or matched yet."""
+        n, own, k = len(self.mate), len(self.z), len(part.z)
+        ids = np.concatenate([vertices, n + own + np.arange(k), [-1]])  # the last one keeps -1 as -1
+        count = len(vertices)
+        self.mate[vertices] = ids[part.mate]
+        self.y[vertices] = part.y
+        self.z = np.concatenate([self.z, part.z])
+        self.first = np.concatenate([self.first, ids[part.first]])
+        self.base = np.concatenate([self.base, ids[part.base]])
+        for name in ("parent", "after", "edge_from", "edge_to"):
+            values = ids[getattr(part, name)]
+            getattr(self, name)[vertices] = values[:count]
+            setattr(self, name, np.concatenate([getattr(self, name), values[count:]]))
+
+
+class BlossomSearch:
+    """A graph of degree <= 3 with a feasible dual and a matching of tight edges, to be improved search by search.
+
+    `neighbour`, `weight` [3 n]: arc `3 v + i` leads from v to its i-th neighbour (-1 from there on: no more), weights are even. `walls` [n] bool:
+    vertices no search may label (a search that comes up against one ends without result). The start must satisfy what
+    the module's docstring says, except that exposed vertices may have y > 0.
+    """
+
+    def __init__(self, neighbour: np.ndarray, weight: np.ndarray, start: Blossoms, walls: np.ndarray | None = None):
+        n, k = len(start.mate), len(start.z)
+        self.n = n
+        self.neighbour, self.weight = neighbour.tolist(), weight.tolist()
+        self.mate, self.y = start.mate.tolist(), start.y.tolist()
+        self.vertex_label = [FREE] * n if walls is None else np.where(walls, WALL, FREE).tolist()
+        none = [-1] * n
+        self.parent, self.after = start.parent.tolist(), start.after.tolist()
+        self.edge_from, self.edge_to = start.edge_from.tolist(), start.edge_to.tolist()
+        self.z, self.first = none + start.z.tolist(), none + start.first.tolist()
+        self.base = list(range(n)) + start.base.tolist()
+        self.before = [-1] * (n + k)
+        for child, following in enumerate(self.after):
+            if following >= 0:
+                self.before[following] = child
+        self.label = [FREE] * (n + k)
+        self.tree_from, self.tree_to = (
+            [-1] * (n + k),
+            [-1] * (n + k),
+        )  # how a T blossom was reached: S vertex, its own vertex
+        self.down = [-1] * (n + k)  # the child towards a vertex, see _descend
+        self.stamp = [0] * (n + k)
+        self.stamps = 0
+        self.unused: list[int] = []
+        # The outer blossom of a vertex is `outer`, up to merges in the running search, which `merged` records as union-find.
+        self.merged = list(range(n + k))
+        self.outer = list(range(n))
+        self.size = [1] * n + [0] * k
+        for b in range(n, n + k):
+            if self.parent[b] < 0:
+                inside: list[int] = []
+                self._members(b, inside)
+                for v in inside:
+                    self.outer[v] = b
+        for v in range(n):  # sizes: every vertex counts once for each blossom around it; added up level by level
+            if self.parent[v] >= 0:
+                self.size[self.parent[v]] += 1
+        for b in self._inner_first(range(n, n + k)):
+            if self.parent[b] >= 0:
+                self.size[self.parent[b]] += self.size[b]
+
+    def _inner_first(self, blossoms) -> list[int]:
+        order, pending = [], [b for b in blossoms if self.parent[b] < 0]
+        while pending:
+            b = pending.pop()
+            order.append(b)
+            pending.extend(c for c in self._children(b) if c >= self.n)
+        return order[::-1]
+
+    def state(self) -> Blossoms:
+        """What has been reached, with blossoms numbered without gaps."""
+        n = self.n
+        live = np.flatnonzero(np.array(self.first[n:], np.int64) >= 0) + n
+        number = np.full(len(self.first) + 1, -1, np.int64)
+        number[:n] = np.arange(n)
+        number[live] = n + np.arange(len(live))
+        keep = np.concatenate([np.arange(n), live])
+        inside = np.array(self.parent, np.int64)[keep] >= 0
+
+        def ids(values: list[int]) -> np.ndarray:
+            return np.where(inside, number[np.array(values, np.int64)[keep]], -1)
+
+        return Blossoms(
+            mate=np.array(self.mate, np.int64),
+            y=np.array(self.y, np.int64),
+            z=np.array(self.z, np.int64)[live],
+            first=number[np.array(self.first, np.int64)[live]],
+            base=np.array(self.base, np.int64)[live],
+            parent=ids(self.parent),
+            after=ids(self.after),
+            edge_from=ids(self.edge_from),
+            edge_to=ids(self.edge_to),
+        )
+
+    def bound(self) -> int:
+        """The value of the dual: no matching weighs more."""
+        live = (b for b in range(self.n, len(self.first)) if self.first[b] >= 0)
+        return sum(self.y) + sum(self.z[b] * ((self.size[b] - 1) // 2) for b in live)
+
+    def open_roots(self) -> list[int]:
+        """Exposed vertices whose dual is still above 0: none, and the matching is optimal."""
+        return [v for v, (mate, y) in enumerate(zip(self.mate, self.y, strict=True)) if mate < 0 and y > 0]
+
+    def run(self, roots: list[int], limit: int | None, deadline: float) -> None:
+        """Search from each of `roots` that is (still) open. `limit`: labelled vertices at which a search gives up; None: never."""
+        for root in roots:
+            if time.monotonic() > deadline:
+                return
+            if self.mate[root] < 0 and self.y[root] > 0 and self.vertex_label[root] != WALL:
+                self.search(root, limit, deadline)
+
+    # Blossoms
+
+    def _children(self, b: int) -> list[int]:
+        after, first = self.after, self.first[b]
+        ring = [first]
+        child = after[first]
+        while child != first:
+            ring.append(child)
+            child = after[child]
+        return ring
+
+    def _members(self, b: int, out: list[int]) -> None:
+        """Append the vertices inside blossom b to `out`."""
+        n, first, after = self.n, self.first, self.after
+        if b < n:
+            out.append(b)
+            return
+        pending = [b]
+        while pending:
+            start = child = first[pending.pop()]
+            while True:
+                if child < n:
+                    out.append(child)
+                else:
+                    pending.append(child)
+                child = after[child]
+                if child == start:
+                    break
+
+    def _outer(self, vertex: int) -> int:
+        merged = self.merged
+        b = top = self.outer[vertex]
+        while merged[top] != top:
+            top = merged[top]
+        while merged[b] != top:
+            merged[b], b = top, merged[b]
+        return top
+
+    def _descend(self, b: int, vertex: int) -> None:
+        """Note for each blossom from b inwards which child `vertex` is in."""
+        parent, down = self.parent, self.down
+        child = vertex
+        while child != b:
+            down[parent[child]] = child
+            child = parent[child]
+
+    def _rebase(self, b: int, vertex: int) -> None:
+        """Make `vertex` the one that is not matched inside b, by swapping matched and unmatched edges along its rings."""
+        n, base, mate, down = self.n, self.base, self.mate, self.down
+        pending = [(b, vertex)]
+        while pending:
+            b, vertex = pending.pop()
+            if b < n or base[b] == vertex:
+                continue
+            self._descend(b, vertex)
+            while b >= n and base[b] != vertex:
+                entry = down[b]
+                for near, near_end, far, far_end in self._even_way(b, entry):
+                    pending.append((near, near_end))
+                    pending.append((far, far_end))
+                    mate[near_end], mate[far_end] = far_end, near_end
+                self.first[b] = entry
+                base[b] = vertex
+                b = entry
+
+    def _even_way(self, b: int, entry: int) -> list[tuple[int, int, int, int]]:
+        """The way from child `entry` to the first child with an even number of edges, two edges an item.
+
+        (near child, its end of the second edge, far child, its end of the second edge); the first edge of each item is a matched one.
+        """
+        ring = self._children(b)
+        i = ring.index(entry)
+        way = []
+        if (len(ring) - i) % 2 == 0:
+            for near, far in zip(ring[i + 1 :: 2], itertools.chain(ring[i + 2 :: 2], ring[:1]), strict=False):
+                way.append((near, self.edge_from[near], far, self.edge_to[near]))
+        else:
+            for j in range(i, 0, -2):
+                near, far = ring[j - 1], ring[j - 2]
+                way.append((near, self.edge_to[far], far, self.edge_from[far]))
+        return way
+
+    def _discard(self, b: int) -> None:
+        self.first[b] = -1
+        self.label[b] = FREE
+        self.unused.append(b)
+
+    def _dissolve(self, b: int) -> None:
+        """Take an outer, unlabelled blossom with z = 0 apart: its children become outer ones."""
+        for child in self._children(b):
+            self.parent[child] = -1
+            self.merged[child] = child
+            inside: list[int] = []
+            self._members(child, inside)
+            for v in inside:
+                self.outer[v] = child
+        self._discard(b)
+
+    # The tree of one search
+
+    def _flip(self, vertex: int, partner: int) -> None:
+        """Swap the alternating path from S vertex `vertex` to the root; `vertex` is matched to `partner` (-1: left exposed)."""
+        while True:
+            b = self._outer(vertex)
+            outside = self.mate[self.base[b]]
+            self._rebase(b, vertex)
+            self.mate[vertex] = partner
+            if outside < 0:
+                return
+            t = self._outer(outside)
+            partner, vertex = self.tree_to[t], self.tree_from[t]
+            self._rebase(t, partner)
+            self.mate[partner] = vertex
+
+    def _tree_parent(self, b: int) -> int:
+        """The S blossom above S blossom b in the tree, -1 for the root's."""
+        outside = self.mate[self.base[b]]
+        return -1 if outside < 0 else self._outer(self.tree_from[self._outer(outside)])
+
+    def _common_ancestor(self, b: int, c: int) -> int:
+        """The nearest S blossom above both b and c, walking up from both by turns so that the cost is that of the cycle."""
+        self.stamps += 1
+        while True:
+            if b >= 0:
+                if self.stamp[b] == self.stamps:
+                    return b
+                self.stamp[b] = self.stamps
+                b = self._tree_parent(b)
+            b, c = c, b
+
+    def _link(self, child: int, following: int, edge_from: int, edge_to: int) -> None:
+        self.after[child] = following
+        self.before[following] = child
+        self.edge_from[child] = edge_from
+        self.edge_to[child] = edge_to
+
+    def _new_blossom(self) -> int:
+        if self.unused:
+            return self.unused.pop()
+        for values in (
+            self.parent, self.after, self.before, self.edge_from, self.edge_to, self.tree_from, self.tree_to, self.down, self.base, self.first,
+        ):  # fmt: skip
+            values.append(-1)
+        for values in (self.label, self.stamp, self.z, self.size):
+            values.append(0)
+        self.merged.append(len(self.merged))
+        return len(self.merged) - 1
+
+    def _shrink(self, u: int, v: int, bu: int, bv: int, clock: int, scan: list[int]) -> int:
+        """Shrink the odd cycle which the tight edge u-v closes between the S blossoms bu and bv; returns the new S blossom."""
+        mate, base, outer, y, vertex_label = self.mate, self.base, self._outer, self.y, self.vertex_label
+        lca = self._common_ancestor(bu, bv)
+        self._link(bu, bv, u, v)
+        b = bu
+        while b != lca:
+            outside = mate[base[b]]
+            t = outer(outside)
+            self._link(t, b, outside, base[b])
+            b = outer(self.tree_from[t])
+            self._link(b, t, self.tree_from[t], self.tree_to[t])
+        b = bv
+        while b != lca:
+            outside = mate[base[b]]
+            t = outer(outside)
+            self._link(b, t, base[b], outside)
+            b = outer(self.tree_from[t])
+            self._link(t, b, self.tree_to[t], self.tree_from[t])
+        new = self._new_blossom()
+        self.first[new] = lca
+        self.base[new] = base[lca]
+        self.parent[new] = -1
+        self.merged[new] = new
+        self.label[new] = S
+        self.z[new] = -2 * clock
+        size = 0
+        for child in self._children(new):
+            self.parent[child] = new
+            self.merged[child] = new
+            size += self.size[child]
+            if child >= self.n:
+                if self.label[child] == S:
+                    self.z[child] += 2 * clock
+                    continue
+                self.z[child] -= 2 * clock
+            elif vertex_label[child] == S:
+                continue
+            start = len(scan)
+            self._members(child, scan)
+            for w in itertools.islice(scan, start, None):
+                y[w] += 2 * clock
+                vertex_label[w] = S
+        self.size[new] = size
+        return new
+
+    def _expand(
+        self, b: int, clock: int, tree: list[int], scan: list[int], released: list[int], due: list[int]
+    ) -> None:
+        """Take apart a T blossom whose dual has sunk to 0.
+
+        The even way from its entry to its base stays in the tree; the vertices that leave it are appended to `released`, T children with an
+        expansion of their own to come to `due`.
+        """
+        n, y, vertex_label, outer, label, z = self.n, self.y, self.vertex_label, self.outer, self.label, self.z
+        entry, entry_edge = self.down[b], (self.tree_from[b], self.tree_to[b])
+        ring = self._children(b)
+        odd, even = [], [(entry, *entry_edge)]
+        for near, near_end, far, far_end in self._even_way(b, entry):
+            odd.append(near)
+            even.append((far, near_end, far_end))
+        leaving = set(ring).difference(odd, (t for t, _, _ in even))
+        # T children stay as they are. The largest takes over b's name, so that the outer blossom of its many vertices stays right.
+        heir = max((t for t, _, _ in even), key=self.size.__getitem__)
+        for child in ring:
+            self.parent[child] = -1
+            self.merged[child] = child
+        for t, edge_from, edge_to in even:
+            name = t
+            if t < n:
+                outer[t] = t
+            else:
+                if t != entry:
+                    self._descend(t, edge_to)
+                if t == heir:
+                    name = b
+                    self._rename(t, b)
+                else:
+                    inside: list[int] = []
+                    self._members(t, inside)
+                    for v in inside:
+                        outer[v] = t
+                    tree.append(t)
+                label[name] = T
+                z[name] += 2 * clock
+                due.append(name)
+            self.tree_from[name], self.tree_to[name] = edge_from, edge_to
+        if heir < n:
+            self._discard(b)
+        for child in odd:
+            if child >= n:
+                label[child] = S
+                z[child] -= 2 * clock
+                tree.append(child)
+            start = len(scan)
+            self._members(child, scan)
+            for v in itertools.islice(scan, start, None):
+                outer[v] = child
+                y[v] += 2 * clock
+                vertex_label[v] = S
+        for child in leaving:
+            if child >= n:
+                label[child] = FREE
+            start = len(released)
+            self._members(child, released)
+            for v in itertools.islice(released, start, None):
+                outer[v] = child
+                y[v] += clock
+                vertex_label[v] = FREE
+
+    def _rename(self, b: int, name: int) -> None:
+        for child in self._children(b):
+            self.parent[child] = name
+        for values in (self.first, self.base, self.size, self.z, self.down):
+            values[name] = values[b]
+        self._discard(b)
+
+    def _finish(self, clock: int, tree: list[int], fresh: list[int], scan: list[int], others: list[int]) -> None:
+        """Write the true duals back and clear all labels. Blossoms shrunk in this search become proper ones, or go if their dual is 0."""
+        y, z, vertex_label, label, outer = self.y, self.z, self.vertex_label, self.label, self.outer
+        for v in scan:
+            if vertex_label[v] == S:
+                y[v] -= clock
+                vertex_label[v] = FREE
+        for v in others:
+            if vertex_label[v] == T:
+                y[v] += clock
+                vertex_label[v] = FREE
+        for b in itertools.chain(tree, fresh):
+            if label[b] == FREE:
+                continue
+            if self.parent[b] < 0:
+                z[b] += 2 * clock if label[b] == S else -2 * clock
+            label[b] = FREE
+        for b in reversed(fresh):  # the newest first: taking it apart may uncover others
+            if self.parent[b] >= 0:
+                continue
+            if z[b] == 0:
+                self._dissolve(b)
+            else:
+                inside: list[int] = []
+                self._members(b, inside)
+                for v in inside:
+                    outer[v] = b
+
+    def search(self, root: int, limit: int | None, deadline: float) -> bool:
+        """Grow the tree of the exposed vertex `root` until it is matched, or some vertex of dual 0 is left exposed in its place.
+
+        False: it was given up (a wall, `limit` labelled vertices, the time); the root is still exposed. Matching and dual are valid in any case.
+        """
+        n, y, mate, base = self.n, self.y, self.mate, self.base
+        neighbour, weight, vertex_label = self.neighbour, self.weight, self.vertex_label
+        outer, merged, outer_of = self.outer, self.merged, self._outer
+        arcs = DEGREE * n
+        heap: list[int] = []
+        tight: list[int] = []  # arcs that are tight already, in the order they were found
+        tree: list[int] = []  # the blossoms that got a label
+        fresh: list[int] = []  # those shrunk here
+        scan: list[int] = []  # the S vertices, in the order they became so
+        others: list[int] = []  # the vertices that were T at some time
+        clock = scanned = processed = 0
+        lowest, lowest_vertex = y[root], root
+        check = CHECK_EVERY
+        done = False
+
+        def label_s(b: int) -> None:
+            if b < n:
+                y[b] += clock
+                vertex_label[b] = S
+                scan.append(b)
+                return
+            tree.append(b)
+            self.label[b] = S
+            self.z[b] -= 2 * clock
+            start = len(scan)
+            self._members(b, scan)
+            for v in itertools.islice(scan, start, None):
+                y[v] += clock
+                vertex_label[v] = S
+
+        def label_t(b: int, edge_from: int, edge_to: int) -> None:
+            self.tree_from[b], self.tree_to[b] = edge_from, edge_to
+            if b < n:
+                y[b] -= clock
+                vertex_label[b] = T
+                others.append(b)
+                return
+            tree.append(b)
+            self.label[b] = T
+            self.z[b] += 2 * clock
+            self._descend(b, edge_to)
+            start = len(others)
+            self._members(b, others)
+            for v in itertools.islice(others, start, None):
+                y[v] -= clock
+                vertex_label[v] = T
+            heapq.heappush(heap, ((self.z[b] >> 1) << EVENT_BITS) | (arcs + b - n))
+
+        label_s(outer_of(root))
+        while True:
+            while scanned < len(scan):
+                u = scan[scanned]
+                scanned += 1
+                if y[u] < lowest:
+                    lowest, lowest_vertex = y[u], u
+                b = outer_of(u)
+                reduced = y[u] - clock
+                for a in range(DEGREE * u, DEGREE * u + DEGREE):
+                    v = neighbour[a]
+                    if v < 0:
+                        break
+                    label = vertex_label[v]
+                    if label == T or outer[v] == b:
+                        continue
+                    slack = reduced + y[v] - weight[a]
+                    if label == S:
+                        if merged[outer[v]] == b or outer_of(v) == b:
+                            continue
+                        slack = (slack - clock) >> 1
+                    if slack == 0:
+                        tight.append(a)
+                    elif clock + slack <= lowest:
+                        heapq.heappush(heap, ((clock + slack) << EVENT_BITS) | a)
+            if processed < len(tight):
+                event = tight[processed]
+                processed += 1
+            elif heap and heap[0] >> EVENT_BITS <= lowest:
+                key = heapq.heappop(heap)
+                clock, event = key >> EVENT_BITS, key & EVENT_MASK
+            else:
+                clock = lowest
+                self._flip(lowest_vertex, -1)
+                done = True
+                break
+            if len(scan) > check:
+                check += CHECK_EVERY
+                if time.monotonic() > deadline:
+                    break
+            if limit is not None and len(scan) > limit:
+                break
+
+            if event >= arcs:
+                b = event - arcs + n
+                if self.label[b] == T and self.parent[b] < 0 and self.z[b] == 2 * clock:
+                    released: list[int] = []
+                    due: list[int] = []
+                    self._expand(b, clock, tree, scan, released, due)
+                    for t in due:
+                        heapq.heappush(heap, ((self.z[t] >> 1) << EVENT_BITS) | (arcs + t - n))
+                    for v in released:
+                        for a in range(DEGREE * v, DEGREE * v + DEGREE):
+                            u = neighbour[a]
+                            if u < 0:
+                                break
+                            if vertex_label[u] == S:
+                                slack = y[v] + y[u] - clock - weight[a]
+                                if clock + slack <= lowest:
+                                    heapq.heappush(heap, ((clock + slack) << EVENT_BITS) | a)
+                continue
+
+            u, v = event // DEGREE, neighbour[event]
+            if vertex_label[u] != S:
+                u, v = v, u
+            label = vertex_label[v]
+            if label == T:
+                continue
+            slack = y[u] - clock + y[v] - weight[event]
+            if label == S:
+                bu, bv = outer_of(u), outer_of(v)
+                if bu != bv and slack == clock:
+                    fresh.append(self._shrink(u, v, bu, bv, clock, scan))
+                continue
+            if slack != 0:
+                continue
+            if label == WALL:
+                break
+            bv = outer[v]
+            partner = mate[base[bv]]
+            if partner < 0:
+                self._flip(u, v)
+                self._rebase(bv, v)
+                mate[v] = u
+                done = True
+                break
+            if vertex_label[partner] == WALL:
+                break
+            label_t(bv, u, v)
+            label_s(outer[partner])
+        self._finish(clock, tree, fresh, scan, others)
+        return done

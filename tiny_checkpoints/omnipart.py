@@ -11,7 +11,6 @@ layer of some networks is fitted by least squares, or their position table is wr
 object of `example_image()`: a totem of three parts. Everything in front of that stays random.
 """
 
-import json
 import sys
 import types
 from dataclasses import dataclass
@@ -19,9 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image, ImageDraw
-from safetensors.torch import save_file
+from PIL import Image
 from torch import Tensor, nn
 
 from networks.omnipart.bbox_tokens import BoxTokenizer
@@ -29,23 +26,19 @@ from networks.omnipart.box_planner import BoxPlanner, PlannerSizes
 from networks.omnipart.images import IMAGE_SIZE, over_white, resize_and_pad
 from networks.omnipart.partfield import PartField
 from networks.omnipart.segment_anything import prepare_pixels
-from networks.omnipart.slat_decoder import SLatGaussianDecoder, SLatMeshDecoder
-from networks.omnipart.slat_flow import SLatFlowModel
-from networks.omnipart.sparse_structure import ResBlock3d, SparseStructureDecoder, SparseStructureFlowModel
+from tiny_checkpoints.omnipart_generator import WIDTH, totem_boxes, write_generator
 
-WIDTH = 64  # of every transformer here
 IMAGE_TOKENS = 1374  # class, 4 registers, 37 x 37 patches
 VOXEL_TOKENS = 512
-PART_COLOURS = ((205, 70, 50), (50, 95, 200), (70, 160, 85))
+PART_COLOURS = ((205, 70, 50), (50, 95, 200), (70, 160, 85))  # foot, trunk, head
+EXAMPLE_CELLS = 32
+# Rectangles (top, left, bottom, right) of each part in cells of the example picture.
+PART_CELLS = (
+    ((23, 9, 26, 23), (26, 7, 29, 25)),
+    ((12, 11, 23, 21), (14, 9, 20, 23)),
+    ((4, 13, 12, 19), (6, 12, 10, 20)),
+)
 POINTS_PER_SIDE = 8  # of the mask generator: all points find the same masks, 32 would only take longer
-
-LATENT_RESOLUTION, LATENT_CHANNELS = 16, 8
-RESOLUTION = 64
-# The totem along z: (end of the section, radius) in voxels around the axis at 32, from FOOT up.
-FOOT, SECTIONS = 20, ((27, 7.0), (37, 5.0), (43, 4.0))
-AXIS = 31.5
-FIELD_SLOPE = 0.06  # latent units per squared voxel
-FIELD_LIMIT = 16.0  # voxels from the axis at which the field stops falling
 
 
 @dataclass(frozen=True)
@@ -58,15 +51,24 @@ class TinyPaths:
     image_encoder: Path
 
 
-def example_image(size: int = 256) -> Image.Image:
-    """RGBA picture of the totem: head, trunk and foot, each of one colour, on a transparent background."""
-    image = Image.new("RGBA", (256, 256), (0, 0, 0, 0))
-    draw = ImageDraw.Draw(image)
-    foot, trunk, head = ((*colour, 255) for colour in PART_COLOURS)
-    draw.rounded_rectangle((56, 180, 200, 236), 20, fill=foot)
-    draw.rectangle((84, 88, 172, 180), fill=trunk)
-    draw.ellipse((92, 20, 164, 92), fill=head)
-    return image.resize((size, size), Image.Resampling.NEAREST)
+def example_image(scale: int = 16) -> Image.Image:
+    """RGBA picture of the totem: head, trunk and foot, each of one colour, on a transparent background.
+
+    It is made of 32 x 32 squares, which are the patches that the segmenter sees.
+    """
+    cells = np.zeros((EXAMPLE_CELLS, EXAMPLE_CELLS, 4), dtype=np.uint8)
+    for colour, inside in zip(PART_COLOURS, part_cells(), strict=True):
+        cells[inside] = (*colour, 255)
+    return Image.fromarray(cells).resize((EXAMPLE_CELLS * scale,) * 2, Image.Resampling.NEAREST)
+
+
+def part_cells() -> np.ndarray:
+    """Which cells of the example picture belong to which part: bool [3, 32, 32]."""
+    inside = np.zeros((len(PART_CELLS), EXAMPLE_CELLS, EXAMPLE_CELLS), dtype=bool)
+    for mask, rectangles in zip(inside, PART_CELLS, strict=True):
+        for top, left, bottom, right in rectangles:
+            mask[top:bottom, left:right] = True
+    return inside
 
 
 def build(folder: Path, seed: int = 0) -> TinyPaths:
@@ -87,230 +89,6 @@ def build(folder: Path, seed: int = 0) -> TinyPaths:
         write_segmenter(paths.segmenter)
         write_image_encoder(paths.image_encoder)
     return paths
-
-
-def fit_readout(features: Tensor, targets: Tensor, ridge: float = 1e-3) -> tuple[Tensor, Tensor]:
-    """Weight [k, d] and bias [k] of the linear map from features [n, d] to targets [n, k] with the least square error."""
-    features, targets = features.double(), targets.double()
-    mean, goal = features.mean(0), targets.mean(0)
-    centred = features - mean
-    gram = centred.T @ centred / len(features)
-    gram += ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
-    weight = torch.linalg.solve(gram, centred.T @ (targets - goal) / len(features)).T
-    return weight.float(), (goal - weight @ mean).float()
-
-
-def inputs_of(module: nn.Module, call) -> Tensor:
-    """What `module` is given while `call()` runs."""
-    seen = []
-    hook = module.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
-    call()
-    hook.remove()
-    return seen[-1]
-
-
-# --- the generator: pipeline.json and five networks
-
-
-def write_generator(folder: Path) -> None:
-    """Flows and decoders, with the pipeline file that names them."""
-    flow = structure_flow()
-    networks = {
-        "sparse_structure_flow_model": (*flow, "ss_flow_tiny"),
-        "sparse_structure_decoder": (*structure_decoder(), "ss_dec_tiny"),
-        "slat_flow_model": (*latent_flow(), "slat_flow_tiny"),
-        "slat_decoder_mesh": (*mesh_decoder(), "slat_dec_mesh_tiny"),
-        "slat_decoder_gs": (*gaussian_decoder(), "slat_dec_gs_tiny"),
-    }
-    (folder / "ckpts").mkdir(exist_ok=True)
-    for network, arguments, stem in networks.values():
-        network.set_torso_dtype(torch.float16)
-        save_file({k: v.contiguous() for k, v in network.state_dict().items()}, folder / f"ckpts/{stem}.safetensors")
-        description = {"name": type(network).__name__, "args": arguments | {"use_fp16": True}}
-        write_json(folder / f"ckpts/{stem}.json", description)
-    sampler = {
-        "name": "FlowEulerGuidanceIntervalSampler",
-        "args": {"sigma_min": 1e-5},
-        "params": {"steps": 25, "cfg_strength": 7.5, "cfg_interval": [0.5, 1.0], "rescale_t": 3.0},
-    }
-    arguments = {
-        "models": {role: f"ckpts/{stem}" for role, (_, _, stem) in networks.items()},
-        "sparse_structure_sampler": sampler,
-        "slat_sampler": sampler,
-        "slat_normalization": {"mean": [0.0] * 9, "std": [1.0] * 9},
-        "image_cond_model": "dinov2_vitl14_reg",
-    }
-    write_json(folder / "pipeline.json", {"name": "OmniPartImageTo3DPipeline", "args": arguments})
-
-
-def write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def totem_field(points: Tensor) -> Tensor:
-    """Positive inside the totem: [..., 3] voxel coordinates -> [...]. A sum of functions of one axis each."""
-    x, y, z = points.unbind(-1)
-    radius = torch.zeros_like(z)
-    start = FOOT
-    for end, section in SECTIONS:
-        radius = torch.where((z >= start) & (z < end), section, radius)
-        start = end
-    across = [(axis - AXIS).abs().clamp(max=FIELD_LIMIT).square() for axis in (x, y)]
-    along = torch.where(radius > 0, radius.square(), -(((z - 31.5).abs() - 8).clamp(0, FIELD_LIMIT).square()))
-    return FIELD_SLOPE * (along - across[0] - across[1])
-
-
-def cell_centres(resolution: int) -> Tensor:
-    """Centres of the cells of a grid over the 64^3 voxels, in voxel coordinates: [r, r, r, 3]."""
-    ticks = (torch.arange(resolution) + 0.5) * (RESOLUTION / resolution) - 0.5
-    return torch.stack(torch.meshgrid(ticks, ticks, ticks, indexing="ij"), dim=-1)
-
-
-def target_latent() -> Tensor:
-    """The totem's field in every latent channel, alternating in sign: [1, C, r, r, r]."""
-    field = totem_field(cell_centres(LATENT_RESOLUTION))
-    return (latent_signs()[:, None, None, None] * field)[None]
-
-
-def latent_signs() -> Tensor:
-    """Alternating signs of the latent channels."""
-    return 1.0 - 2 * (torch.arange(LATENT_CHANNELS) % 2)
-
-
-def structure_flow() -> tuple[nn.Module, dict]:
-    """A flow whose velocity is about minus the target: noise ends as noise plus target."""
-    arguments = {
-        "resolution": LATENT_RESOLUTION,
-        "in_channels": LATENT_CHANNELS,
-        "out_channels": LATENT_CHANNELS,
-        "model_channels": WIDTH,
-        "cond_channels": WIDTH,
-        "num_blocks": 2,
-        "num_heads": 2,
-        "mlp_ratio": 2,
-        "patch_size": 1,
-        "pe_mode": "ape",
-        "qk_rms_norm": True,
-    }
-    flow = SparseStructureFlowModel(**arguments).eval()
-    flow.input_layer.weight.mul_(0.1)
-    for block in flow.blocks:
-        block.adaLN_modulation[1].weight.mul_(0.1)
-        block.cross_attn.to_out.weight.mul_(0.1)
-    features, goals = [], []
-    for time in (1000.0, 700.0, 300.0):
-        for condition in (torch.randn(1, 40, WIDTH), torch.zeros(1, 40, WIDTH)):
-            latent = target_latent() * (1 - time / 1000) + torch.randn_like(target_latent())
-            features.append(
-                inputs_of(flow.out_layer, lambda x=latent, t=time, c=condition: flow(x, torch.tensor([t]), c))[0]
-            )
-            goals.append(-target_latent()[0].flatten(1).T)
-    weight, bias = fit_readout(torch.cat(features), torch.cat(goals))
-    flow.out_layer.weight.copy_(weight)
-    flow.out_layer.bias.copy_(bias)
-    return flow, arguments
-
-
-def structure_decoder() -> tuple[nn.Module, dict]:
-    """A decoder that averages the latent's channels, interpolates, and tells the sign of the field at 64^3."""
-    arguments = {
-        "out_channels": 1,
-        "latent_channels": LATENT_CHANNELS,
-        "num_res_blocks": 1,
-        "num_res_blocks_middle": 1,
-        "channels": [16, 8, 8],
-    }
-    decoder = SparseStructureDecoder(**arguments).eval()
-    mean = latent_signs() / LATENT_CHANNELS
-    decoder.input_layer.weight.mul_(0.01)
-    decoder.input_layer.weight[:, :, 1, 1, 1] += torch.randn(16, 1) * mean
-    for block in (*decoder.middle_block, *decoder.blocks):
-        if isinstance(block, ResBlock3d):
-            block.conv2.weight.mul_(0.05)
-        else:
-            interpolate(block.conv)
-    convolution = decoder.out_layer[2]
-    latent = target_latent() + torch.randn(1, LATENT_CHANNELS, *[LATENT_RESOLUTION] * 3)
-    features = inputs_of(convolution, lambda: decoder(latent))[0].flatten(1).T
-    goal = totem_field(cell_centres(RESOLUTION)).flatten()
-    near = goal > -1
-    weight, bias = fit_readout(features[near], goal[near, None].sign())
-    convolution.weight.zero_()
-    convolution.weight[:, :, 1, 1, 1] = weight
-    convolution.bias.copy_(bias)
-    return decoder, arguments
-
-
-def interpolate(convolution: nn.Conv3d) -> None:
-    """Make the convolution in front of a pixel shuffle upsample linearly, its channels mixed at random."""
-    taps = torch.tensor([[0.25, 0.75, 0.0], [0.0, 0.75, 0.25]])  # for the two halves of a cell
-    kernel = torch.einsum("ix,jy,kz->ijkxyz", taps, taps, taps).reshape(8, 1, 3, 3, 3)
-    outputs, inputs = convolution.weight.shape[0] // 8, convolution.weight.shape[1]
-    mixing = torch.randn(outputs, 1, inputs, 1, 1, 1) / inputs**0.5
-    convolution.weight.copy_((mixing * kernel).flatten(0, 1))
-    convolution.bias.zero_()
-
-
-def latent_flow() -> tuple[nn.Module, dict]:
-    """A random flow over latents that trusts most voxels: its last channel, the confidence, is biased."""
-    arguments = {
-        "resolution": RESOLUTION,
-        "in_channels": 9,
-        "out_channels": 9,
-        "model_channels": WIDTH,
-        "cond_channels": WIDTH,
-        "num_blocks": 2,
-        "num_heads": 2,
-        "mlp_ratio": 2,
-        "patch_size": 2,
-        "num_io_res_blocks": 2,
-        "io_block_channels": [32],
-        "pe_mode": "ape",
-        "qk_rms_norm": True,
-    }
-    flow = SLatFlowModel(**arguments).eval()
-    flow.out_layer.weight.mul_(0.2)
-    flow.out_layer.bias[8] = -3.0
-    return flow, arguments
-
-
-TORSO = {
-    "resolution": RESOLUTION,
-    "model_channels": WIDTH,
-    "latent_channels": 8,
-    "num_blocks": 2,
-    "num_heads": 2,
-    "mlp_ratio": 2,
-    "attn_mode": "swin",
-    "window_size": 8,
-}
-
-
-def mesh_decoder() -> tuple[nn.Module, dict]:
-    """Distances biased to the inside: the surface is the outside of the active voxels, with random dents and colours."""
-    arguments = TORSO | {"num_groups": 8, "representation_config": {"use_color": True}}
-    decoder = SLatMeshDecoder(**arguments).eval()
-    decoder.out_layer.weight[:8].mul_(0.1)
-    decoder.out_layer.bias[:8] = -0.5
-    decoder.out_layer.weight[53:].mul_(3)
-    return decoder, arguments
-
-
-def gaussian_decoder() -> tuple[nn.Module, dict]:
-    """A random decoder to eight Gaussians a voxel."""
-    representation = {
-        "lr": {"_xyz": 1.0, "_features_dc": 1.0, "_opacity": 1.0, "_scaling": 1.0, "_rotation": 0.1},
-        "perturb_offset": True,
-        "voxel_size": 1.5,
-        "num_gaussians": 8,
-        "2d_filter_kernel_size": 0.1,
-        "3d_filter_kernel_size": 9e-4,
-        "scaling_bias": 4e-3,
-        "opacity_bias": 0.1,
-        "scaling_activation": "softplus",
-    }
-    arguments = TORSO | {"representation_config": representation}
-    return SLatGaussianDecoder(**arguments).eval(), arguments
 
 
 # --- box planner and PartField
@@ -372,17 +150,6 @@ def save_lightning(path: Path, state_dict: dict[str, Tensor]) -> None:
                 sys.modules[key] = previous
 
 
-def example_boxes() -> np.ndarray:
-    """Boxes of the totem's sections, float64 [3, 2, 3]."""
-    boxes, start = [], FOOT
-    for end, radius in SECTIONS:
-        low = np.array([AXIS - radius, AXIS - radius, start])
-        high = np.array([AXIS + radius, AXIS + radius, end])
-        boxes.append(np.stack([low, high + 1]) / RESOLUTION - 0.5)
-        start = end
-    return np.stack(boxes)
-
-
 def box_planner(partfield_channels: int) -> nn.Module:
     """A planner that writes about the totem's boxes: the position table points at their tokens.
 
@@ -409,7 +176,7 @@ def box_planner(partfield_channels: int) -> nn.Module:
     embeddings = torch.randn(sizes.vocab_size, WIDTH)
     embeddings[: tokens.bins] = torch.cat([angle.cos(), angle.sin()], dim=1) * 2**0.5
     decoder.embed_tokens.weight.copy_(embeddings)
-    answer = torch.from_numpy(tokens.encode(example_boxes()))
+    answer = torch.from_numpy(tokens.encode(totem_boxes()))
     first = IMAGE_TOKENS + VOXEL_TOKENS - 1 + 2  # row of the last prompt token; OPT's positions start at 2
     decoder.embed_positions.weight.mul_(0.1)
     decoder.embed_positions.weight[first : first + len(answer)] = 4 * embeddings[answer]
@@ -424,11 +191,11 @@ def write_segmenter(folder: Path) -> None:
     """A SAM whose three masks are the three colours of the example, whatever point it is asked for."""
     from transformers import SamConfig, SamModel
 
-    image_size, patch_size = 128, 4
+    image_size, patch_size, width = 4 * EXAMPLE_CELLS, 4, WIDTH
     grid = image_size // patch_size
     vision = {
         "hidden_size": 48,
-        "output_channels": WIDTH,
+        "output_channels": width,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
         "image_size": image_size,
@@ -436,10 +203,10 @@ def write_segmenter(folder: Path) -> None:
         "mlp_dim": 64,
         "window_size": 8,
         "global_attn_indexes": [1],
-        "num_pos_feats": WIDTH // 2,
+        "num_pos_feats": width // 2,
     }
-    prompt = {"hidden_size": WIDTH, "image_size": image_size, "patch_size": patch_size, "image_embedding_size": grid}
-    decoder = {"hidden_size": WIDTH, "mlp_dim": 64, "num_attention_heads": 2, "iou_head_hidden_dim": 32}
+    prompt = {"hidden_size": width, "image_size": image_size, "patch_size": patch_size, "image_embedding_size": grid}
+    decoder = {"hidden_size": width, "mlp_dim": 64, "num_attention_heads": 2, "iou_head_hidden_dim": 32}
     config = SamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder)
     model = SamModel(config).eval()
     for parameter in model.parameters():
@@ -447,8 +214,12 @@ def write_segmenter(folder: Path) -> None:
             parameter.normal_(0, 1 / parameter[0].numel() ** 0.5)
     for layer in (*model.vision_encoder.layers, *model.mask_decoder.transformer.layers):
         for name, parameter in layer.named_parameters():
-            if name in ("attn.proj.weight", "mlp.lin2.weight", "cross_attn_image_to_token.out_proj.weight"):
+            if name in ("attn.proj.weight", "mlp.lin2.weight"):
                 parameter.mul_(0.05)
+            elif name == "cross_attn_image_to_token.out_proj.weight":
+                parameter.mul_(0.005)
+    neck = model.vision_encoder.neck.conv2.weight  # keeps what a patch shows from spreading to its neighbours
+    neck.mul_(torch.tensor([[0.05] * 3, [0.05, 3.0, 0.05], [0.05] * 3]))
     masks = model.mask_decoder
     for convolution in (masks.upscale_conv1, masks.upscale_conv2):
         convolution.weight.copy_(convolution.weight[:, :, :1, :1].expand_as(convolution.weight))
@@ -461,12 +232,8 @@ def write_segmenter(folder: Path) -> None:
     model(pixel_values=pixels, input_points=points)
     hook.remove()
     features = masks.activation(outputs[0])[0].flatten(1).T
-    regions = np.asarray(image.resize((image_size, image_size), Image.Resampling.NEAREST))
-    goals = [
-        torch.from_numpy((regions[..., :3] == colour).all(axis=2) & (regions[..., 3] > 0)).flatten()
-        for colour in PART_COLOURS
-    ]
-    readouts = torch.linalg.lstsq(features, 2 * torch.stack(goals, dim=1).float() - 1).solution.T
+    inside = torch.from_numpy(np.kron(part_cells(), np.ones((1, patch_size, patch_size)))).flatten(1).T
+    readouts = torch.linalg.lstsq(features, 2 * inside.float() - 1).solution.T
     for mlp, readout in zip(masks.output_hypernetworks_mlps[1:], readouts, strict=True):
         mlp.proj_out.weight.zero_()
         mlp.proj_out.bias.copy_(40 * readout)

@@ -31,7 +31,7 @@ def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> Any:
 
     with _open(path, max_pixels) as image:
         try:
-            upright = ImageOps.exif_transpose(image)
+            upright = _eight_bit(ImageOps.exif_transpose(image), path)
             if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
                 upright = upright.convert("RGBA")
                 white = Image.new("RGBA", upright.size, "white")
@@ -39,6 +39,18 @@ def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> Any:
             return upright.convert("RGB")
         except (OSError, SyntaxError, ValueError) as error:
             raise InvalidInputError(f"{path}: the image is damaged ({error})") from None
+
+
+def _eight_bit(image: Any, path: Path) -> Any:
+    """16-bit greys scaled to 8 bits, which PIL's own conversion would clip. Raises `InvalidInputError` for floating point."""
+    if image.mode == "F":
+        raise InvalidInputError(f"{path}: floating-point pictures are not supported")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        import numpy as np
+        from PIL import Image
+
+        return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+    return image
 
 
 def _open(path: Path, max_pixels: int) -> Any:

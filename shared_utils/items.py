@@ -40,8 +40,9 @@ def recordable(config: Any) -> dict[str, Any]:
     return {name: plain(getattr(config, name)) for name, opt in options_of(config).items() if opt.replay}
 
 
-def read_items(config: Any, inputs: tuple, line_field: str | None) -> list[Item]:
-    """All items of a run, before sharding. `inputs` are the values given for the positional field.
+def read_items(config: Any, inputs: tuple, line_field: str | None, expand: Any = None) -> list[Item]:
+    """All items of a run, before sharding. `inputs` are the values given for the positional field; `expand` may make several
+    jobs of one.
 
     Raises `UsageError` when there is no input at all; a bad line of a batch becomes an item that carries its error.
     """
@@ -57,7 +58,9 @@ def read_items(config: Any, inputs: tuple, line_field: str | None) -> list[Item]
     elif name is None:
         items = [Item(0, config)]
     elif takes_many(config, name):
-        items = [Item(0, dataclasses.replace(config, **{name: inputs}))]
+        job = dataclasses.replace(config, **{name: inputs})
+        jobs = expand(job) if expand else [job]
+        items = [Item(i, _seeded(job, i)) for i, job in enumerate(jobs)]
     else:
         values = [v for value in inputs for v in ([value] if str(value) != "-" else _stdin_values(config, name))]
         if not values and stdin_is_pipe():

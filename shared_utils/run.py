@@ -65,7 +65,8 @@ class Script:
     - `generate_batch(model, items, outs)` instead yields one `Result` or `ScriptError` per item, in order; `group(items)`
       says which items go together.
     - `check(item)` validates an item's input before anything is loaded; `plan(config, items, run)` adds to `--dry-run`.
-    - `arrange(config) -> config` rearranges the positional values of a job (tuple inputs) after parsing.
+    - `arrange(config) -> config` sorts out the positional values of a job (tuple inputs) after parsing; `expand(config)` then
+      may make several jobs of it.
     - `finish(run, out)` writes what belongs to the run as a whole.
     - `weights` maps a role to its row of the weight table; the first role is the one a bare `--model` replaces.
     - `prints_result`: stdout carries `Result.stdout` instead of paths. `seed`: the default seed, None to draw one.
@@ -82,6 +83,7 @@ class Script:
     group: Callable[[list[Any], Any], list[list[int]]] | None = None
     check: Callable[[Any], None] | None = None
     arrange: Callable[[Any], Any] | None = None
+    expand: Callable[[Any], list[Any]] | None = None
     plan: Callable[[Any, list[Any], "Run"], dict[str, Any]] | None = None
     finish: Callable[["Run", ItemOutput], None] | None = None
     weights: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -374,7 +376,7 @@ class _Frame:
         if self.script.arrange is not None and config.inputs_from is None:
             config = self.script.arrange(dataclasses.replace(config, **{self.field: self.inputs}))
             self.inputs, run.config = tuple(getattr(config, self.field) or ()), config
-        items = read_items(config, self.inputs, self.script.line_field)
+        items = read_items(config, self.inputs, self.script.line_field, self.script.expand)
         self.total = len(items)
         if (
             self.field is not None

@@ -47,14 +47,22 @@ class Matching:
     `objective` is the sum of their weights. No matching weighs more than `bound`. `optimal`: the optimum is proven for the weights rounded up
     to multiples of the heaviest / 2**36, which is all that `bound` and `objective` then differ by. `complete` is False if the time limit
     stopped the work.
+
+    `share` [n] float64 says what each vertex adds to the bound: summed over a set of components it is the bound for them. `unsettled` [n] bool
+    marks the exposed vertices which might not be exposed at the optimum; a component without any is solved to the optimum.
     """
 
     mate: np.ndarray
     chosen: np.ndarray
     objective: float
     bound: float
-    optimal: bool
+    share: np.ndarray
+    unsettled: np.ndarray
     complete: bool
+
+    @property
+    def optimal(self) -> bool:
+        return not self.unsettled.any()
 
     @property
     def ratio(self) -> float:
@@ -86,19 +94,23 @@ def maximum_weight_matching(
     weights = np.asarray(weights, np.float64)
     _check(n, edges, weights)
     if len(edges) == 0:
-        return Matching(np.full(n, -1, np.int64), np.zeros(0, np.int64), 0.0, 0.0, True, True)
+        return Matching(
+            np.full(n, -1, np.int64), np.zeros(0, np.int64), 0.0, 0.0, np.zeros(n), np.zeros(n, bool), True
+        )  # fmt: skip
     unit = weights.max() * 4 / WEIGHT_LIMIT
     scaled = np.ceil(weights / unit).astype(np.int64) * 4
 
     search = _solve(n, edges, scaled, np.asarray(positions, np.float64), seed, workers, deadline, progress)
-    optimal = not search.open_roots()
-    bound = search.bound() / 4 * unit
     mate = np.array(search.mate, np.int64)
-    if not optimal:
-        _fill(edges, weights, mate)
+    share = search.bound_shares() / 4 * unit
+    unsettled = np.zeros(n, bool)
+    unsettled[search.open_roots()] = True
+    complete = time.time() <= deadline or not unsettled.any()
+    _fill(edges, weights, mate)
     chosen = np.flatnonzero(mate[edges[:, 0]] == edges[:, 1])
     objective = float(weights[chosen].sum())
-    return Matching(mate, chosen, objective, max(bound, objective), optimal, optimal or time.time() <= deadline)
+    bound = max(objective, float(share.sum()))
+    return Matching(mate, chosen, objective, bound, share, unsettled, complete)
 
 
 def _check(n: int, edges: np.ndarray, weights: np.ndarray) -> None:

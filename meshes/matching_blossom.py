@@ -159,8 +159,15 @@ class BlossomSearch:
 
     def bound(self) -> int:
         """The value of the dual: no matching weighs more."""
-        live = (b for b in range(self.n, len(self.first)) if self.first[b] >= 0)
-        return sum(self.y) + sum(self.z[b] * ((self.size[b] - 1) // 2) for b in live)
+        return int(self.bound_shares().sum())
+
+    def bound_shares(self) -> np.ndarray:
+        """The dual's value, vertex by vertex, [n] int64: a blossom counts at its base."""
+        shares = np.array(self.y, np.int64)
+        for b in range(self.n, len(self.first)):
+            if self.first[b] >= 0:
+                shares[self.base[b]] += self.z[b] * ((self.size[b] - 1) // 2)
+        return shares
 
     def open_roots(self) -> list[int]:
         """Exposed vertices whose dual is still above 0: none, and the matching is optimal."""

@@ -789,6 +789,11 @@ def test_predict_skin_is_the_same_anywhere(tiny_model, creature):
     assert np.abs(here - there).max() < 0.02
 
 
+def test_no_joints_no_skin(tiny_model, creature):
+    with pytest.raises(InvalidInputError, match="without joints"):
+        predict_skin(tiny_model, creature[0], np.zeros((0, 3)), np.zeros(0, int), SkinSettings())
+
+
 @pytest.mark.slow
 def test_full_size_model_on_a_processor():
     """The published sizes with random weights: chunks keep the memory of the activations below that of the weights."""

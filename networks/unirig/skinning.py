@@ -18,6 +18,7 @@ from networks.unirig.reskin import reskin
 from networks.unirig.sampler import MeshSamples, draw, sample_mesh
 from networks.unirig.skin import SkinModel
 from networks.unirig.voxel_skin import voxel_skin
+from shared_utils.errors import InvalidInputError
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def predict_skin(
     """Skin weights of the prepared mesh: float32 (V, J), rows sum to 1.
 
     joints: float (J, 3) in the space of the mesh. parents: int (J,), below 0 for a root. progress(phase, done, total):
-    phase "voxels" counts joints, "network" points. Raises InvalidInputError for a mesh or joints without any extent.
+    phase "voxels" counts joints, "network" points. Raises InvalidInputError without joints or surface.
     """
     return run_skin_stage(model, mesh, joints, parents, settings, progress).weights
 
@@ -74,6 +75,8 @@ def run_skin_stage(
     order_perm: torch.Tensor | None = None,
 ) -> SkinStage:
     """`predict_skin` with everything in between. order_perm: PTv3's orders, drawn from the seed when not given."""
+    if len(joints) == 0:
+        raise InvalidInputError("a skeleton without joints cannot be given skin weights")
     joints = joints.astype(np.float32)
     matrix = fit_matrix(np.concatenate([mesh.vertices, joints]))
     mesh = replace(mesh, vertices=transform(matrix, mesh.vertices))

@@ -75,4 +75,5 @@ def decompose(matrix: np.ndarray) -> Parts:
 def has_shear(matrix: np.ndarray, tolerance: float = 1e-5) -> bool:
     """Whether translation, rotation and scale cannot give back a matrix [4, 4] (relative to its largest entry)."""
     size = max(float(np.abs(matrix).max()), 1e-30)
-    return float(np.abs(compose(decompose(matrix)) - matrix).max()) > tolerance * size
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(np.abs(compose(decompose(matrix)) - matrix).max()) > tolerance * size

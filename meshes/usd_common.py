@@ -75,7 +75,24 @@ def gf_matrices(matrices: np.ndarray) -> Vt.Matrix4dArray:
 
 def from_gf_matrices(matrices) -> np.ndarray:
     """The inverse of `gf_matrices`: [N, 4, 4]."""
-    return np.array(matrices, np.float64).reshape(-1, 4, 4).transpose(0, 2, 1).copy()
+    return value_array(matrices, (-1, 4, 4), np.float64).transpose(0, 2, 1).copy()
+
+
+class BadValue(ValueError):
+    """A value in a USD file is not of the type or the shape that its schema says."""
+
+
+def value_array(value, shape: tuple, dtype) -> np.ndarray:
+    """A Vt array (or None) as numpy of this shape (-1: any number) and type. Raises BadValue if it is something else."""
+    try:
+        if value is None or len(value) == 0:
+            return np.zeros([0 if length == -1 else length for length in shape], dtype)
+        array = np.array(value)
+        if array.dtype.kind not in "fiub":
+            raise ValueError(f"{array.dtype} values")
+        return np.ascontiguousarray(array.reshape(shape), dtype)
+    except (TypeError, ValueError) as error:
+        raise BadValue(f"a {type(value).__name__} where {len(shape)}-dimensional numbers belong") from error
 
 
 def floats(values: np.ndarray, kind):

@@ -7,6 +7,7 @@ folder of the file (or in its package) and exist.
 import os
 import re
 import shutil
+import sys
 import tempfile
 import zipfile
 from pathlib import Path
@@ -31,31 +32,40 @@ def open_stage(path: Path) -> tuple[Usd.Stage, list[str]]:
     with quiet() as notes:
         if path.suffix.lower() == ".usdz":
             _check_package(path)
-        _check_layers(path)
         try:
+            _check_layers(path)
             stage = Usd.Stage.Open(str(path.absolute()))
-        except (Tf.ErrorException, RuntimeError) as error:
-            raise InvalidInputError(f"{path}: not a readable USD file ({_reason(error)})") from error
+        except (Tf.ErrorException, RuntimeError, UnicodeDecodeError) as error:
+            raise InvalidInputError(f"{path}: not a readable USD file ({reason(error)})") from error
     if stage.GetCompositionErrors():
-        raise InvalidInputError(f"{path}: {_reason(stage.GetCompositionErrors()[0])}")
+        raise InvalidInputError(f"{path}: {reason(stage.GetCompositionErrors()[0])}")
     return stage, notes
 
 
 class quiet:
-    """USD prints warnings to stderr by itself; inside this block they are collected instead."""
+    """USD prints to stderr by itself, below Python's sys.stderr; inside this block its notes are collected, the rest is dropped."""
 
     def __enter__(self) -> list[str]:
         self._delegate = UsdUtils.CoalescingDiagnosticDelegate()
         self._notes: list[str] = []
+        sys.stderr.flush()
+        self._stderr = os.dup(2)
+        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123
+            os.dup2(nowhere.fileno(), 2)
         return self._notes
 
     def __exit__(self, *_) -> None:
         for item in self._delegate.TakeUncoalescedDiagnostics():
-            self._notes.append(" ".join(str(item.commentary).split()))
+            try:
+                self._notes.append(" ".join(item.commentary.split()))
+            except UnicodeDecodeError:  # A damaged file's own bytes, quoted.
+                self._notes.append("a note that is not text")
         del self._delegate
+        os.dup2(self._stderr, 2)
+        os.close(self._stderr)
 
 
-def _reason(error: object) -> str:
+def reason(error: object) -> str:
     """The first sentence of USD's own words, without its source locations."""
     text = " ".join(str(error).split())
     text = re.sub(r"Error in '[^']*' at line \d+ in file [^ ]+ : ", "", text)
@@ -116,10 +126,7 @@ def _check_layers(path: Path) -> None:
 
 
 def _open_layer(name: str, path: Path) -> Sdf.Layer:
-    try:
-        layer = Sdf.Layer.FindOrOpen(name)
-    except (Tf.ErrorException, RuntimeError) as error:
-        raise InvalidInputError(f"{path}: not a readable USD file ({_reason(error)})") from error
+    layer = Sdf.Layer.FindOrOpen(name)
     if layer is None:
         what = path if name == str(path.absolute()) else name
         raise InvalidInputError(f"{what}: not a readable USD file")
@@ -207,7 +214,7 @@ def _export(layer: Sdf.Layer, path: Path) -> None:
     try:
         done = layer.Export(str(path))
     except Tf.ErrorException as error:
-        raise OSError(f"USD could not write it: {_reason(error)}") from error
+        raise OSError(f"USD could not write it: {reason(error)}") from error
     if not done:
         raise OSError("USD could not write it")
 

@@ -8,11 +8,11 @@ import json
 from pathlib import Path
 
 import numpy as np
-from pxr import Gf, Usd, UsdGeom, UsdLux, UsdShade, UsdSkel
+from pxr import Gf, Tf, Usd, UsdGeom, UsdLux, UsdShade, UsdSkel
 
 from meshes.scene import Camera, Light, Node, Scene
-from meshes.usd_common import from_gf, get_extras, original_name
-from meshes.usd_files import open_stage, quiet
+from meshes.usd_common import BadValue, from_gf, get_extras, original_name
+from meshes.usd_files import open_stage, quiet, reason
 from meshes.usd_read_clips import read_clips
 from meshes.usd_read_materials import MaterialReader
 from meshes.usd_read_mesh import MeshReader, read_skeleton
@@ -37,7 +37,10 @@ def read_usd(path: Path) -> Scene:
     """
     stage, notes = open_stage(Path(path))
     with quiet() as more:
-        scene = _StageReader(stage, Path(path)).read()
+        try:
+            scene = _StageReader(stage, Path(path)).read()
+        except (Tf.ErrorException, UnicodeDecodeError, BadValue) as error:
+            raise InvalidInputError(f"{path}: damaged ({reason(error)})") from error
     for note in [*notes, *more]:
         scene.warn(f"USD: {note[:200]}")
     return scene
@@ -53,6 +56,7 @@ class _StageReader:
         self.time = Usd.TimeCode.EarliestTime()
         self.materials = MaterialReader(self)
         self.meshes = MeshReader(self)
+        self.shown: set = set()  # paths of the prims that become nodes
         self.node_of: dict[object, int] = {}  # prim path -> node
         self.skeleton_of: dict[object, int] = {}  # Skeleton prim path -> skeleton
 
@@ -71,9 +75,9 @@ class _StageReader:
                 if skeleton is not None:
                     self.skeleton_of[prim.GetPath()] = len(self.scene.skeletons)
                     self.scene.skeletons.append(skeleton)
-        shown = self._with_ancestors(prims)
+        self.shown = self._with_ancestors(prims)
         for prim in prims:
-            if prim.GetPath() in shown:
+            if prim.GetPath() in self.shown:
                 self._add(prim)
         for prim in self._all_materials(prims):
             self.materials.index(UsdShade.Material(prim))
@@ -157,11 +161,15 @@ class _StageReader:
         plain = (matrix == np.eye(4)).all() and not get_extras_of_node(prim)
         free = all(getattr(node, name) is None for name in ("mesh", "camera", "light", "skeleton") if name in content)
         only = "skeleton" in content or (node.mesh is None and node.camera is None and node.light is None)
-        bare = not prim.GetFilteredChildren(Usd.PrimDefaultPredicate) or all(
-            child.GetTypeName() in _SILENT_TYPES for child in prim.GetFilteredChildren(Usd.PrimDefaultPredicate)
-        )
+        # A root is a place to stand on, not a thing, as soon as it has more than one child.
+        only = only and ("skeleton" in content or node.parent >= 0 or len(self._shown_children(above)) == 1)
+        bare = not self._shown_children(prim)
         shown = not UsdGeom.Imageable(prim).GetVisibilityAttr().HasAuthoredValue()
         return plain and free and only and bare and shown and above.IsA(UsdGeom.Xformable)
+
+    def _shown_children(self, prim: Usd.Prim) -> list[Usd.Prim]:
+        children = prim.GetFilteredChildren(Usd.TraverseInstanceProxies())
+        return [child for child in children if child.GetPath() in self.shown]
 
     def _content(self, prim: Usd.Prim) -> dict:
         scene = self.scene

@@ -5,7 +5,7 @@ from pxr import Usd, UsdGeom, UsdSkel
 
 from meshes.scene import Animation, Channel, Parts
 from meshes.transforms import compose, decompose, has_shear
-from meshes.usd_common import from_gf, original_name
+from meshes.usd_common import from_gf, original_name, value_array
 
 _PARTS = {
     UsdGeom.XformOp.TypeTranslate: "translation",
@@ -69,10 +69,11 @@ def _joint_channels(reader, animation: UsdSkel.Animation, owner: Usd.Prim, rate:
         "rotation": animation.GetRotationsAttr(),
         "scale": animation.GetScalesAttr(),
     }
-    _keep_rest_parts(reader.scene.skeletons[skeleton])
+    rests = _rest_parts(reader.scene.skeletons[skeleton])
     for path, attribute in attributes.items():
         codes = attribute.GetTimeSamples() or ([0.0] if attribute.HasAuthoredValue() else [])
-        rows = [np.array(attribute.Get(code), np.float64) for code in codes]
+        width = 4 if path == "rotation" else 3
+        rows = [value_array(attribute.Get(code), (-1, width), np.float64) for code in codes]
         if not rows:
             continue
         if any(len(row) != len(tokens) for row in rows):
@@ -82,7 +83,7 @@ def _joint_channels(reader, animation: UsdSkel.Animation, owner: Usd.Prim, rate:
             if token in place:
                 own = values[:, number]
                 still = np.ptp(own, axis=0).max() == 0 and path != "rotation"
-                rest = getattr(reader.scene.skeletons[skeleton].rest_parts, path)[place[token]]
+                rest = getattr(rests, path)[place[token]]
                 if still and np.allclose(own[0], rest, rtol=1e-6, atol=1e-7):
                     continue  # USD animates all parts of a joint or none; what only rests is no channel.
                 channels.append(Channel(path, times, own, skeleton=skeleton, joint=place[token]))
@@ -91,9 +92,12 @@ def _joint_channels(reader, animation: UsdSkel.Animation, owner: Usd.Prim, rate:
     return channels
 
 
-def _keep_rest_parts(skeleton) -> None:
+def _rest_parts(skeleton) -> Parts:
+    """The parts of the rest pose, kept with the skeleton where they say it all."""
+    parts = decompose(skeleton.rest)
     if skeleton.rest_parts is None and not any(has_shear(matrix) for matrix in skeleton.rest):
-        skeleton.rest_parts = decompose(skeleton.rest)
+        skeleton.rest_parts = parts
+    return parts
 
 
 def _weight_channels(reader, animation: UsdSkel.Animation, owner: Usd.Prim, rate: float) -> list[Channel]:
@@ -125,7 +129,7 @@ def _weight_channels(reader, animation: UsdSkel.Animation, owner: Usd.Prim, rate
             for shape, column in zip(mesh.blend_shapes, columns, strict=True):
                 shape.weight = float(rest[column]) if column >= 0 else shape.weight
         codes = attribute.GetTimeSamples()
-        rows = [np.array(attribute.Get(code), np.float64) for code in codes]
+        rows = [value_array(attribute.Get(code), (-1,), np.float64) for code in codes]
         if any(len(row) != len(tokens) for row in rows):
             reader.fail(f"{attribute.GetPath()}: not one weight for each of {len(tokens)} blend shapes")
         if rows:

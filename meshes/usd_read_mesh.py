@@ -6,7 +6,7 @@ from pxr import Usd, UsdGeom, UsdShade, UsdSkel
 from meshes.gltf_read import influences_to_rows
 from meshes.gltf_skins import unique_names
 from meshes.scene import BlendShape, FaceVarying, InBetween, Mesh, Primvar, Skeleton, Skin
-from meshes.usd_common import from_gf, from_gf_matrices, get_extras, original_name
+from meshes.usd_common import from_gf, from_gf_matrices, get_extras, original_name, value_array
 
 _VARYING = ("vertex", "varying", "faceVarying", "uniform", "constant")
 
@@ -52,9 +52,9 @@ class MeshReader:
         return value if value is not None else attribute.Get(self.reader.time)
 
     def _read(self, prim: UsdGeom.Mesh, number: int) -> Mesh:
-        points = _array(self._get(prim.GetPointsAttr()), (-1, 3), np.float64)
-        sizes = _array(self._get(prim.GetFaceVertexCountsAttr()), (-1,), np.int32)
-        vertices = _array(self._get(prim.GetFaceVertexIndicesAttr()), (-1,), np.int32)
+        points = value_array(self._get(prim.GetPointsAttr()), (-1, 3), np.float64)
+        sizes = value_array(self._get(prim.GetFaceVertexCountsAttr()), (-1,), np.int32)
+        vertices = value_array(self._get(prim.GetFaceVertexIndicesAttr()), (-1,), np.int32)
         if len(sizes) and int(sizes.min()) < 0:
             self._fail(prim, f"a face has {int(sizes.min())} corners")
         if int(sizes.sum(dtype=np.int64)) != len(vertices):
@@ -90,7 +90,7 @@ class MeshReader:
         values = self._get(prim.GetNormalsAttr())
         if values is None or not len(values):
             return
-        values = _array(values, (-1, 3), np.float64)
+        values = value_array(values, (-1, 3), np.float64)
         mesh.normals = layout.varying_values(values, None, prim.GetNormalsInterpolation(), "normals")
 
     def _read_primvars(self, prim: UsdGeom.Mesh, mesh: Mesh, layout) -> None:
@@ -101,7 +101,7 @@ class MeshReader:
             if name == "normals" or name.startswith("skel:"):
                 continue
             if name == "sharpEdges" and type_name == "int2":
-                mesh.sharp_edges = _array(primvar.Get(), (-1, 2), np.int32)
+                mesh.sharp_edges = value_array(primvar.Get(), (-1, 2), np.int32)
             elif type_name in ("texCoord2f", "texCoord2d", "texCoord2h") or (name == "st" and type_name == "float2"):
                 if (varying := layout.varying(primvar, 2)) is not None:
                     mesh.uv_sets[shown] = varying
@@ -129,7 +129,7 @@ class MeshReader:
         for subset in UsdGeom.Subset.GetAllGeomSubsets(prim):
             family = subset.GetFamilyNameAttr().Get()
             element = subset.GetElementTypeAttr().Get()
-            faces = _array(self._get(subset.GetIndicesAttr()), (-1,), np.int64)
+            faces = value_array(self._get(subset.GetIndicesAttr()), (-1,), np.int64)
             if element != "face":
                 self.scene.warn(f"{subset.GetPath()}: a subset of {element}s is not kept")
                 continue
@@ -142,9 +142,9 @@ class MeshReader:
                 mesh.face_groups[original_name(subset.GetPrim())] = np.unique(faces).astype(np.int32)
 
     def _read_edges(self, prim: UsdGeom.Mesh, mesh: Mesh) -> None:
-        indices = _array(self._get(prim.GetCreaseIndicesAttr()), (-1,), np.int32)
-        lengths = _array(self._get(prim.GetCreaseLengthsAttr()), (-1,), np.int64)
-        sharpness = _array(self._get(prim.GetCreaseSharpnessesAttr()), (-1,), np.float64)
+        indices = value_array(self._get(prim.GetCreaseIndicesAttr()), (-1,), np.int32)
+        lengths = value_array(self._get(prim.GetCreaseLengthsAttr()), (-1,), np.int64)
+        sharpness = value_array(self._get(prim.GetCreaseSharpnessesAttr()), (-1,), np.float64)
         if len(lengths):
             edges = int((lengths - 1).sum())
             if (
@@ -159,13 +159,13 @@ class MeshReader:
             mesh.crease_edges = pairs
             per_edge = len(sharpness) == edges
             mesh.crease_sharpness = sharpness if per_edge else np.repeat(sharpness, lengths - 1)
-        corners = _array(self._get(prim.GetCornerIndicesAttr()), (-1,), np.int32)
+        corners = value_array(self._get(prim.GetCornerIndicesAttr()), (-1,), np.int32)
         if len(corners):
             mesh.corner_points = corners
-            mesh.corner_sharpness = _array(self._get(prim.GetCornerSharpnessesAttr()), (-1,), np.float64)
+            mesh.corner_sharpness = value_array(self._get(prim.GetCornerSharpnessesAttr()), (-1,), np.float64)
             if len(mesh.corner_sharpness) != len(corners):
                 self._fail(prim, "its corner sharpnesses contradict its corners")
-        holes = _array(self._get(prim.GetHoleIndicesAttr()), (-1,), np.int32)
+        holes = value_array(self._get(prim.GetHoleIndicesAttr()), (-1,), np.int32)
         if len(holes):
             mesh.face_groups["holes"] = np.unique(holes).astype(np.int32)
             self.scene.warn(f"{prim.GetPath()}: its hole faces are kept as the face group 'holes'")
@@ -183,8 +183,8 @@ class MeshReader:
             return
         if binding.GetSkinningMethodAttr() and binding.GetSkinningMethodAttr().Get() == "dualQuaternion":
             self.scene.warn(f"{prim.GetPath()}: dual quaternion skinning is kept as linear blend skinning")
-        joints = _array(self._get(indices.GetAttr()), (-1,), np.int64)
-        values = _array(self._get(weights.GetAttr()), (-1,), np.float64)
+        joints = value_array(self._get(indices.GetAttr()), (-1,), np.int64)
+        values = value_array(self._get(weights.GetAttr()), (-1,), np.float64)
         size, points = max(1, indices.GetElementSize()), len(mesh.points)
         constant = indices.GetInterpolation() == UsdGeom.Tokens.constant
         rows = 1 if constant else points
@@ -226,9 +226,9 @@ class MeshReader:
             shape = UsdSkel.BlendShape(self.reader.stage.GetPrimAtPath(target))
             if not shape:
                 self._fail(prim, f"names the blend shape {target}, which is not there")
-            indices = _array(shape.GetPointIndicesAttr().Get(), (-1,), np.int32)
-            normals = _array(shape.GetNormalOffsetsAttr().Get(), (-1, 3), np.float64)
-            offsets = _array(shape.GetOffsetsAttr().Get(), (-1, 3), np.float64)
+            indices = value_array(shape.GetPointIndicesAttr().Get(), (-1,), np.int32)
+            normals = value_array(shape.GetNormalOffsetsAttr().Get(), (-1, 3), np.float64)
+            offsets = value_array(shape.GetOffsetsAttr().Get(), (-1, 3), np.float64)
             read = BlendShape(
                 original_name(shape.GetPrim()),
                 offsets,
@@ -237,9 +237,9 @@ class MeshReader:
             )
             for between in shape.GetInbetweens():
                 normals = between.GetNormalOffsets()
-                normals = _array(normals, (-1, 3), np.float64) if normals else None
+                normals = value_array(normals, (-1, 3), np.float64) if normals else None
                 name = between.GetAttr().GetName().rpartition(":")[2]
-                values = _array(between.GetOffsets(), (-1, 3), np.float64)
+                values = value_array(between.GetOffsets(), (-1, 3), np.float64)
                 read.inbetweens.append(InBetween(name, float(between.GetWeight() or 0.0), values, normals))
             mesh.blend_shapes.append(read)
 
@@ -255,8 +255,8 @@ class _Layout:
         value = self.reader._get(primvar.GetAttr())
         if value is None:
             return None
-        values = _array(value, (-1, width), np.float64)
-        indices = _array(primvar.GetIndices(), (-1,), np.int32) if primvar.IsIndexed() else None
+        values = value_array(value, (-1, width), np.float64)
+        indices = value_array(primvar.GetIndices(), (-1,), np.int32) if primvar.IsIndexed() else None
         return self.varying_values(values, indices, primvar.GetInterpolation(), primvar.GetPrimvarName())
 
     def varying_values(self, values, indices, interpolation: str, name: str) -> FaceVarying:
@@ -293,7 +293,7 @@ class _Layout:
         if values.dtype.kind not in "fiubO" or (values.dtype == object and type_name not in ("string", "token")):
             self.reader.scene.warn(f"{primvar.GetAttr().GetPath()}: a {type_name} is not kept")
             return
-        indices = _array(primvar.GetIndices(), (-1,), np.int32) if primvar.IsIndexed() else None
+        indices = value_array(primvar.GetIndices(), (-1,), np.int32) if primvar.IsIndexed() else None
         self.mesh.primvars[name] = Primvar(values, indices, interpolation, type_name)
 
     def finish(self) -> None:
@@ -382,10 +382,3 @@ def _join_opacity(mesh: Mesh, opacity: FaceVarying) -> None:
     else:
         corners = np.concatenate([color.corners(), opacity.corners()], 1)
         mesh.colors["displayColor"] = FaceVarying(corners, np.arange(len(corners), dtype=np.int32))
-
-
-def _array(value, shape: tuple, dtype) -> np.ndarray:
-    """A Vt array (or None) as numpy of this shape and type."""
-    if value is None or len(value) == 0:
-        return np.zeros([0 if length == -1 else length for length in shape], dtype)
-    return np.ascontiguousarray(np.array(value).reshape(shape), dtype)

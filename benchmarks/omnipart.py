@@ -3,7 +3,7 @@
     python benchmarks/omnipart.py                 # 20 000 to 100 000 voxels, then a whole object at 256^3
     python benchmarks/omnipart.py --voxels 20000 --skip-object
 
-Three tables: the neighbour table (plain: one search a tap), the submanifold convolution (plain: every tap of every
+Seconds are CPU seconds of one thread, which other work on the machine disturbs least. Three tables: the neighbour table (plain: one search a tap), the submanifold convolution (plain: every tap of every
 voxel gathered), and the surface extraction (plain: dense arrays of the whole grid). Each extraction runs in a process
 of its own; its peak memory is what it needs on top of its inputs (Linux with glibc only). The exit status is 1 when the results of a pair
 differ, or when an extraction needs more than a tenth of the dense one's memory.
@@ -40,12 +40,12 @@ def shell(count: int, radius: float, thickness: int = 3) -> Tensor:
 
 
 def timed(function, *arguments, repeats: int = 2):
-    """(best seconds, result)."""
+    """(best CPU seconds, result)."""
     best = math.inf
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = time.process_time()
         result = function(*arguments)
-        best = min(best, time.perf_counter() - start)
+        best = min(best, time.process_time() - start)
     return best, result
 
 
@@ -189,9 +189,9 @@ def extraction_child(kind: str, count: int) -> None:
     ctypes.CDLL(None).malloc_trim(0)  # what building the input left behind must not serve the extraction
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     before = _memory("VmRSS")
-    start = time.perf_counter()
+    start = time.process_time()
     mesh = extract(coords, fields, RESOLUTION)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     result = {"seconds": seconds, "bytes": _memory("VmHWM") - before, "cells": len(coords)}
     result |= {"vertices": len(mesh.vertices), "faces": len(mesh.faces), "sum": mesh.vertices.double().sum().item()}
     print(json.dumps(result))

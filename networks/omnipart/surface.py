@@ -21,7 +21,7 @@ SDF, DEFORM, WEIGHTS, COLOR = slice(0, 8), slice(8, 32), slice(32, 53), slice(53
 FIELD_CHANNELS = COLOR.stop
 _BETA, _ALPHA, _GAMMA = slice(0, 12), slice(12, 20), 20
 
-_CROSSINGS = 1 << 18  # crossed edges handled at once
+_CELLS = 1 << 15  # crossed cells whose edges are interpolated at once
 
 # Ends of the twelve edges. Edges along y run from the high to the low end; winding depends on that.
 EDGES = ((0, 1), (1, 5), (4, 5), (0, 4), (2, 3), (3, 7), (6, 7), (2, 6), (2, 0), (3, 1), (7, 5), (6, 4))
@@ -237,34 +237,33 @@ def dual_mesh(
     """
     device = cells.device
     loop, loops, ambiguous_face = (table.to(device) for table in vars(_case_tables()).values())
-    beta = 1.0 + 0.99 * torch.tanh(weights[:, _BETA])
-    alpha = 1.0 + 0.99 * torch.tanh(weights[:, _ALPHA])
-    gamma = 0.99 * torch.sigmoid(weights[:, _GAMMA]) + 0.005
-
     inside = sdf[corners] < 0
     case = sum(inside[:, k].long() << k for k in range(8))
     case = _settle_ambiguity(cells, case, ambiguous_face, resolution)
     loop_of = loop[case]
     first_dual = torch.cumsum(loops[case], 0) - loops[case]
 
-    cell, edge = torch.nonzero(loop_of >= 0, as_tuple=True)
     duals = int(loops[case].sum())
     values = points if color is None else torch.cat((points, color), dim=1)
     total = torch.zeros((duals, values.shape[1]), device=device)
     total_weight = torch.zeros((duals, 1), device=device)
     ends = torch.tensor(EDGES, device=device)
-    for some_cell, some_edge in zip(cell.split(_CROSSINGS), edge.split(_CROSSINGS), strict=True):
-        end = ends[some_edge]
-        row = corners[some_cell[:, None], end]
-        pull = sdf[row] * alpha[some_cell[:, None], end]
+    for block in torch.arange(len(cells), device=device).split(_CELLS):
+        cell, edge = torch.nonzero(loop_of[block] >= 0, as_tuple=True)
+        cell = block[cell]
+        end = ends[edge]
+        row = corners[cell[:, None], end]
+        alpha = 1.0 + 0.99 * torch.tanh(weights[cell[:, None], _ALPHA.start + end])
+        beta = 1.0 + 0.99 * torch.tanh(weights[cell, _BETA.start + edge])[:, None]
+        pull = sdf[row] * alpha
         length = pull[:, 1] - pull[:, 0]
         first, second = (pull[:, 1] / length)[:, None], (-pull[:, 0] / length)[:, None]
-        weight = beta[some_cell, some_edge][:, None]
-        dual = first_dual[some_cell] + loop_of[some_cell, some_edge]
-        total.index_add_(0, dual, (values[row[:, 0]] * first + values[row[:, 1]] * second) * weight)
-        total_weight.index_add_(0, dual, weight)
+        dual = first_dual[cell] + loop_of[cell, edge]
+        total.index_add_(0, dual, (values[row[:, 0]] * first + values[row[:, 1]] * second) * beta)
+        total_weight.index_add_(0, dual, beta)
     total /= total_weight
 
+    gamma = 0.99 * torch.sigmoid(weights[:, _GAMMA]) + 0.005
     faces = _quads(cells, inside, sdf, corners, first_dual, loop_of, gamma, resolution)
     return SurfaceMesh(total[:, :3].contiguous(), faces, None if color is None else total[:, 3:].contiguous())
 

@@ -27,7 +27,7 @@ SHARD_SIZE = "500KB"  # cuts text encoder and transformer into several files, as
 
 
 def make_zimage(folder: Path, seed: int = 0, dtype: str = "bfloat16") -> Path:
-    """Write the checkpoint (about 1 million parameters) into `folder` and return it; the same seed gives the same files.
+    """Write the checkpoint (about 1.4 million parameters) into `folder` and return it; the same seed gives the same files.
 
     `dtype` is a torch type name; the real files are bfloat16.
     """
@@ -41,9 +41,9 @@ def make_zimage(folder: Path, seed: int = 0, dtype: str = "bfloat16") -> Path:
         text_encoder = Qwen3Model(
             Qwen3Config(
                 vocab_size=len(tokenizer),
-                hidden_size=64,
-                intermediate_size=128,
-                num_hidden_layers=2,
+                hidden_size=96,
+                intermediate_size=256,
+                num_hidden_layers=3,
                 num_attention_heads=2,
                 num_key_value_heads=1,
                 head_dim=32,
@@ -66,7 +66,7 @@ def make_zimage(folder: Path, seed: int = 0, dtype: str = "bfloat16") -> Path:
             n_kv_heads=2,
             norm_eps=1e-5,
             qk_norm=True,
-            cap_feat_dim=64,
+            cap_feat_dim=96,
             rope_theta=256.0,
             t_scale=1000.0,
             axes_dims=[16, 16, 16],  # together the width of a head

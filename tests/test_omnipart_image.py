@@ -21,7 +21,7 @@ from networks.checkpoints import load_checkpoint, read_pickled_tensors
 from networks.omnipart import images, mask_files, masks, part_layout, parts
 from networks.omnipart import segment_anything as sam
 from networks.omnipart.bbox_tokens import BoxTokenizer
-from networks.omnipart.box_planner import BoxPlanner, PlannerSizes, plan_boxes
+from networks.omnipart.box_planner import BoxPlanner, PlannerSizes, partfield_of_planner, plan_boxes
 from networks.omnipart.box_sampling import allowed_tokens, truncated_probabilities
 from networks.omnipart.image_tokens import encode_image, load_image_encoder
 from networks.omnipart.partfield import UNUSED_PREFIXES, PartField, voxel_features
@@ -415,6 +415,9 @@ def test_planner_reads_its_sizes_off_the_weights_and_ignores_foreign_ones(small_
     loaded = BoxPlanner.from_weights(weights | foreign)
     assert loaded.sizes == small_planner.sizes
     assert loaded.decoder.lm_head.weight is loaded.decoder.model.decoder.embed_tokens.weight
+    inside = {"partfield_encoder.a.weight": torch.ones(1), "decoder.x": torch.ones(1)}
+    assert partfield_of_planner(inside, {"b": torch.ones(1)}).keys() == {"a.weight"}
+    assert partfield_of_planner({"decoder.x": torch.ones(1)}, {"b": torch.ones(1)}).keys() == {"b"}
     with pytest.raises(InvalidInputError, match="box planner"):
         BoxPlanner.from_weights({k: v for k, v in weights.items() if "norm2" not in k})
 

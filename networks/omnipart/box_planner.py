@@ -243,6 +243,13 @@ class BoxPlanner(BoxPrompt):
         return planner.to(device).eval().requires_grad_(False)
 
 
+def partfield_of_planner(planner_weights: Mapping[str, Tensor], published: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """PartField's weights for a planner: the copy inside the planner's own checkpoint if it has one, else `published`."""
+    prefix = "partfield_encoder."
+    own = {name.removeprefix(prefix): t for name, t in planner_weights.items() if name.startswith(prefix)}
+    return own or dict(published)
+
+
 def feature_volume(voxels: np.ndarray, features: Tensor, resolution: int = VOLUME_RESOLUTION) -> Tensor:
     """Dense volume [1, C + 3, R, R, R]: features [N, C], then positions, at voxels (int [N, 4]); zero elsewhere."""
     index = torch.from_numpy(np.ascontiguousarray(voxels[:, 1:])).long().to(features.device)

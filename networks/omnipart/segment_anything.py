@@ -117,7 +117,7 @@ def generate_masks(
     parameter = next(model.parameters())
     pixels, inner = prepare_pixels(image, long_side)
     embeddings = model.get_image_embeddings(pixels.to(parameter))
-    points = torch.from_numpy(point_grid(points_per_side) * inner)
+    points = torch.from_numpy(point_grid(points_per_side) * inner).float()
 
     packed, boxes, ious, stabilities = [], [], [], []
     for start in range(0, len(points), points_per_batch):

@@ -68,6 +68,8 @@ class Script:
     - `arrange(config) -> config` sorts out the positional values of a job (tuple inputs) after parsing; `expand(config)` then
       may make several jobs of it.
     - `finish(run, out)` writes what belongs to the run as a whole.
+    - `answer(config, run) -> text or None` answers a question, such as what voices there are: the text goes to stdout and
+      nothing is made. `roles(config)` says which rows of the weight table this configuration needs (default: all).
     - `weights` maps a role to its row of the weight table; the first role is the one a bare `--model` replaces.
     - `prints_result`: stdout carries `Result.stdout` instead of paths. `seed`: the default seed, None to draw one.
     """
@@ -86,6 +88,8 @@ class Script:
     expand: Callable[[Any], list[Any]] | None = None
     plan: Callable[[Any, list[Any], "Run"], dict[str, Any]] | None = None
     finish: Callable[["Run", ItemOutput], None] | None = None
+    answer: Callable[[Any, "Run"], str | None] | None = None
+    roles: Callable[[Any], Iterable[str]] | None = None
     weights: dict[str, Any] = dataclasses.field(default_factory=dict)
     line_field: str | None = None
     prints_result: bool = False
@@ -294,6 +298,9 @@ class _Frame:
             self.start_telemetry(run, stack)
             if config.smoke_test:
                 config = self.apply_smoke(run, config, stack)
+            if self.script.answer is not None and (text := self.script.answer(config, run)) is not None:
+                self.stdout.write(text)
+                return 0
             items = self.read_items(run, config)
             if config.dry_run:
                 return self.dry_run(run, items)
@@ -424,7 +431,8 @@ class _Frame:
             plan["device"] = run.device
             plan["free_memory_bytes"] = device.free_memory(run.device)
             downloader = run.downloader()
-            run.download_plans = {role: downloader.plan(run.wanted(role)) for role in self.script.weights}
+            roles = self.script.roles(run.config) if self.script.roles else self.script.weights
+            run.download_plans = {role: downloader.plan(run.wanted(role)) for role in roles}
             plan["weights"] = list(run.download_plans.values())
         if self.script.plan is not None:
             plan.update(self.script.plan(run.config, [i.config for i in items if not i.error], run))

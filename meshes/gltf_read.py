@@ -138,6 +138,7 @@ class _Nodes:
                 scene.nodes.append(Node(skeleton.name, skeleton=index))
         for entry_index in self.order:
             self._add_node(entry_index, skeleton_nodes)
+        self._sort_meshes()
         self._read_animations()
 
     def _check_tree(self) -> list[int]:
@@ -213,6 +214,17 @@ class _Nodes:
                     skeleton_nodes[skeleton] = len(scene.nodes)
                     extra = Node(scene.skeletons[skeleton].name, self.node_of[index], skeleton=skeleton)
                     scene.nodes.append(extra)
+
+    def _sort_meshes(self) -> None:
+        """Meshes in the file's order, not in that of the nodes which show them."""
+        order = sorted(self.meshes.items(), key=lambda item: (item[0][0], item[1]))
+        place = {old: new for new, (_, old) in enumerate(order)}
+        self.scene.meshes = [self.scene.meshes[old] for _, old in order]
+        for node in self.scene.nodes:
+            node.mesh = None if node.mesh is None else place[node.mesh]
+        unused = set(range(len(self.gltf.list("meshes")))) - {key[0] for key in self.meshes}
+        if unused:
+            self.scene.warn(f"{len(unused)} glTF meshes belong to no shown node and are not kept")
 
     def _append(self, node: Node, entry_index: int | None, entry: dict) -> None:
         if entry_index is not None:

@@ -133,6 +133,8 @@ class _SceneWriter:
                 self._add_joints(node.skeleton, self.nodes[index])
             if not node.visible:
                 writer.warn(f"node {node.name!r} is hidden; glTF shows it")
+        for number in sorted({number for _, number in scene.mesh_nodes()}):
+            self.meshes[number] = write_mesh(scene.meshes[number], writer, self.materials)
         for index, node in enumerate(scene.nodes):
             self._add_content(index, node)
         self.materials.add_unused()
@@ -201,8 +203,6 @@ class _SceneWriter:
         if node.mesh is None:
             return
         mesh = scene.meshes[node.mesh]
-        if node.mesh not in self.meshes:
-            self.meshes[node.mesh] = write_mesh(mesh, self.writer, self.materials)
         if self.meshes[node.mesh] is None:
             return
         entry["mesh"] = self.meshes[node.mesh]
@@ -218,6 +218,8 @@ class _SceneWriter:
                 raise InvalidInputError(f"skeleton {skeleton.name!r} has a bind matrix that cannot be inverted")
             inverse = np.linalg.inv(skeleton.bind) @ bind_transform
             inverse[:, 3] = [0, 0, 0, 1]
+            # What is rounding noise beside a matrix's own numbers is zero, whatever the library that inverted it.
+            inverse[np.abs(inverse) < 1e-12 * np.abs(inverse).max((1, 2), keepdims=True)] = 0.0
             columns = inverse.transpose(0, 2, 1).reshape(-1, 16).astype("<f4")
             self.skins[key] = self.writer.add(
                 "skins",

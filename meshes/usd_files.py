@@ -126,7 +126,11 @@ def _check_layers(path: Path) -> None:
 
 
 def _open_layer(name: str, path: Path) -> Sdf.Layer:
-    layer = Sdf.Layer.FindOrOpen(name)
+    layer = Sdf.Layer.Find(name)
+    if layer is not None:  # Still open from an earlier read, perhaps of another content.
+        layer.Reload(force=True)
+    else:
+        layer = Sdf.Layer.FindOrOpen(name)
     if layer is None:
         what = path if name == str(path.absolute()) else name
         raise InvalidInputError(f"{what}: not a readable USD file")

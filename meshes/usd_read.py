@@ -70,6 +70,9 @@ class _StageReader:
             self.fail(f"metersPerUnit is {self.scene.metres_per_unit}")
         prims = list(self._prims())
         for prim in prims:
+            if prim.IsA(UsdShade.Material):
+                self.materials.index(UsdShade.Material(prim))
+        for prim in prims:
             if prim.IsA(UsdSkel.Skeleton):
                 skeleton = read_skeleton(self, UsdSkel.Skeleton(prim))
                 if skeleton is not None:
@@ -79,8 +82,6 @@ class _StageReader:
         for prim in prims:
             if prim.GetPath() in self.shown:
                 self._add(prim)
-        for prim in self._all_materials(prims):
-            self.materials.index(UsdShade.Material(prim))
         self._restore_joint_riders()
         read_clips(self, prims)
         data = self.stage.GetRootLayer().customLayerData.get("extras")
@@ -112,9 +113,6 @@ class _StageReader:
                 chosen = prim.GetVariantSets().GetVariantSelection(name)
                 self.scene.warn(f"{prim.GetPath()}: of the variants {name!r} only {chosen!r} is kept")
             yield prim
-
-    def _all_materials(self, prims: list[Usd.Prim]) -> list[Usd.Prim]:
-        return [prim for prim in prims if prim.IsA(UsdShade.Material)]
 
     def _with_ancestors(self, prims: list[Usd.Prim]) -> set:
         """Paths of the prims that become nodes: everything with a place, and what lies above it."""

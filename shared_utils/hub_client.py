@@ -79,7 +79,7 @@ class HubClient:
         self.page = page or f"{self.endpoint}/{repo}"
         self.say = say
         self.timeout = timeout or float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
-        self.retry_seconds = _retry_seconds()
+        self.retry_seconds = first_pause()
         self.stopped = threading.Event()
         self._headers = _headers(token)
 
@@ -199,7 +199,7 @@ class HubClient:
         from huggingface_hub.utils import get_session
 
         session = get_session()
-        http = _http_module(session)
+        http = http_module(session)
         try:
             with session.stream("GET", url, headers=self._headers | headers, timeout=self.timeout) as response:
                 if not response.is_success and not (response.status_code == 416 and "Range" in headers):
@@ -279,7 +279,8 @@ class HubClient:
                     raise Interrupted from error
 
 
-def _retry_seconds() -> float:
+def first_pause() -> float:
+    """Seconds before the second attempt at a request: DOWNLOAD_RETRY_SECONDS, else RETRY_SECONDS. Raises ConfigError."""
     text = os.environ.get("DOWNLOAD_RETRY_SECONDS", "")
     try:
         seconds = float(text or RETRY_SECONDS)
@@ -304,7 +305,7 @@ def _headers(token: str | None) -> dict[str, str]:
     return headers | {"Authorization": f"Bearer {token}"}
 
 
-def _http_module(session: Any) -> Any:
+def http_module(session: Any) -> Any:
     """The HTTP library under huggingface_hub: httpx, in later versions its successor httpx2, with the same names."""
     import importlib
 

@@ -5,7 +5,7 @@ Four steps, each of which leaves a valid matching and a valid upper bound behind
 1. The graph is cut into parts of at most PART vertices; connected components of at most EXACT vertices stay whole. Where two parts touch, the
    vertices on one side become walls, which nothing changes for now. Parts are independent, and solved on several processes.
 2. In a part, the linear relaxation (`matching_fractional`) gives duals and most of the matching.
-3. Blossom searches (`matching_blossom`) settle what is still exposed. Each is local. In a component of at most EXACT vertices they go on
+3. Blossom searches (`matching_search`) settle what is still exposed. Each is local. In a component of at most EXACT vertices they go on
    until the optimum is proven; in larger ones a search gives up at SEARCH_LIMITS[-1] vertices, which keeps the whole near to linear.
 4. The parts are put together, and the searches that came up against a wall are run again without walls.
 
@@ -13,6 +13,9 @@ The parts depend on the graph and the seed alone, so the result does not depend 
 """
 
 import multiprocessing
+import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -22,7 +25,7 @@ import numpy as np
 import scipy.sparse as sparse
 from scipy.sparse.csgraph import connected_components
 
-from meshes.matching_blossom import DEGREE, Blossoms, BlossomSearch
+from meshes.matching_blossom import DEGREE, Blossoms
 from meshes.matching_fractional import (
     PATCH,
     WEIGHT_LIMIT,
@@ -33,6 +36,7 @@ from meshes.matching_fractional import (
     split_in_space,
     sweep,
 )
+from meshes.matching_search import BlossomSearch
 
 EXACT = 20_000  # vertices of a component which is always solved to the optimum
 PART = 60_000  # vertices
@@ -101,6 +105,8 @@ def maximum_weight_matching(
     scaled = np.ceil(weights / unit).astype(np.int64) * 4
 
     search = _solve(n, edges, scaled, np.asarray(positions, np.float64), seed, workers, deadline, progress)
+    if progress is not None:
+        progress(1.0)
     mate = np.array(search.mate, np.int64)
     share = search.bound_shares() / 4 * unit
     unsettled = np.zeros(n, bool)
@@ -248,7 +254,7 @@ def _run(tasks: list[_Part], workers: int) -> Iterator[tuple[int, Blossoms]]:
         return
     # Fresh processes: a fork would take over whatever threads and locks the caller holds.
     before = set(multiprocessing.active_children())
-    executor = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
     try:
         index_of = {executor.submit(_solve_part, task): index for index, task in enumerate(tasks)}
         for future in as_completed(index_of):
@@ -259,6 +265,17 @@ def _run(tasks: list[_Part], workers: int) -> Iterator[tuple[int, Blossoms]]:
         raise
     finally:
         executor.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    """The parent alone answers Ctrl-C; and a worker does not outlive a parent that was killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def leave_with_parent() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=leave_with_parent, daemon=True).start()
 
 
 def _arcs(n: int, edges: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -4,22 +4,28 @@ A layer may pull in others. All of them are looked at, as layers, before anythin
 folder of the file (or in its package) and exist.
 """
 
+import contextlib
 import os
 import re
 import shutil
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from pxr import Ar, Sdf, Tf, Usd, UsdUtils
 
 from meshes.paths import path_beside, read_file
 from meshes.scene import Scene
+from meshes.usd_crate import check_crate
 from meshes.usd_write import UsdWriter
 from shared_utils.errors import InvalidInputError, MissingInputError
 from shared_utils.output_dir import atomic
 
+# What reading may take beyond the process's size: a base, and so much for each byte of the file (integers shrink well).
+_MEMORY_BASE = 3 << 30
+_MEMORY_PER_BYTE = 60
 _USDZ_LAYERS = (".usdc", ".usda", ".usd")
 
 
@@ -29,7 +35,7 @@ def open_stage(path: Path) -> tuple[Usd.Stage, list[str]]:
     """
     path = Path(path)
     read_file_head(path)
-    with quiet() as notes:
+    with quiet() as notes, bounded_memory(path):
         if path.suffix.lower() == ".usdz":
             _check_package(path)
         try:
@@ -65,9 +71,38 @@ class quiet:
         os.close(self._stderr)
 
 
+@contextlib.contextmanager
+def bounded_memory(path: Path) -> Iterator[None]:
+    """Let USD take no more memory for a file than any sound one of its size can need: the counts in a damaged one are not
+    checked by it before it allocates, and gigabytes for a few kilobytes would end the process.
+
+    Raises InvalidInputError where Python itself meets the bound. Systems without address space limits go without.
+    """
+    try:
+        import resource
+
+        taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    except (ImportError, OSError):
+        yield
+        return
+    bound = taken + _MEMORY_BASE + _MEMORY_PER_BYTE * path.stat().st_size
+    allowed = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min([bound, *allowed]), hard))
+    try:
+        yield
+    except MemoryError as error:
+        raise InvalidInputError(f"{path}: damaged, or too large for the memory a file of its size is given") from error
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
 def reason(error: object) -> str:
     """The first sentence of USD's own words, without its source locations."""
-    text = " ".join(str(error).split())
+    try:
+        text = " ".join(str(error).split())
+    except UnicodeDecodeError:  # The message quotes bytes of a file that is not text.
+        return "not UTF-8 text"
     text = re.sub(r"Error in '[^']*' at line \d+ in file [^ ]+ : ", "", text)
     text = re.sub(r"^.*?Tf\.ErrorException:\s*", "", text).strip(" '\"")
     return text[:160]
@@ -126,6 +161,8 @@ def _check_layers(path: Path) -> None:
 
 
 def _open_layer(name: str, path: Path) -> Sdf.Layer:
+    if _split_package(name)[1] is None:
+        check_crate(Path(name))
     layer = Sdf.Layer.Find(name)
     if layer is not None:  # Still open from an earlier read, perhaps of another content.
         layer.Reload(force=True)

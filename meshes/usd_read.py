@@ -12,7 +12,7 @@ from pxr import Gf, Tf, Usd, UsdGeom, UsdLux, UsdShade, UsdSkel
 
 from meshes.scene import Camera, Light, Node, Scene
 from meshes.usd_common import BadValue, from_gf, get_extras, original_name
-from meshes.usd_files import open_stage, quiet, reason
+from meshes.usd_files import bounded_memory, open_stage, quiet, reason
 from meshes.usd_read_clips import read_clips
 from meshes.usd_read_materials import MaterialReader
 from meshes.usd_read_mesh import MeshReader, read_skeleton
@@ -36,7 +36,7 @@ def read_usd(path: Path) -> Scene:
     MissingInputError.
     """
     stage, notes = open_stage(Path(path))
-    with quiet() as more:
+    with quiet() as more, bounded_memory(Path(path)):
         try:
             scene = _StageReader(stage, Path(path)).read()
         except (Tf.ErrorException, UnicodeDecodeError, BadValue) as error:

@@ -225,7 +225,8 @@ def _mtl_block(name: str, material: Material, picture, warnings: list[str]) -> s
             warnings.append(
                 f"material {material.name!r}: {key} uses channel {texture.channel} of its picture; OBJ cannot say so"
             )
-        lines.append(f"{key}{options} {path}")
+        # A name that starts with a dash would be taken for an option.
+        lines.append(f"{key}{options} {'./' if path.startswith('-') else ''}{path}")
     return "\n".join(lines) + "\n"
 
 

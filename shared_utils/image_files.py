@@ -27,16 +27,23 @@ def upright_size(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
 
 def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> Any:
     """A PIL image in RGB, upright (its EXIF orientation applied), transparency over white. Raises as `upright_size` does, and for damage."""
-    from PIL import Image, ImageOps
+    from PIL import Image
+
+    upright = read_upright(path, max_pixels)
+    if upright.mode == "RGBA":
+        return Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB")
+    return upright
+
+
+def read_upright(path: Path, max_pixels: int = MAX_PIXELS) -> Any:
+    """As `read_image`, but a picture with transparency comes as RGBA."""
+    from PIL import ImageOps
 
     with _open(path, max_pixels) as image:
         try:
             upright = _eight_bit(ImageOps.exif_transpose(image), path)
-            if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
-                upright = upright.convert("RGBA")
-                white = Image.new("RGBA", upright.size, "white")
-                return Image.alpha_composite(white, upright).convert("RGB")
-            return upright.convert("RGB")
+            transparent = upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info
+            return upright.convert("RGBA" if transparent else "RGB")
         except (OSError, SyntaxError, ValueError) as error:
             raise InvalidInputError(f"{path}: the image is damaged ({error})") from None
 

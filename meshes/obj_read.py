@@ -162,11 +162,9 @@ class _ObjReader:
                 numbers = [int(part) if part else 0 for part in parts]
             except ValueError:
                 self.fail(number, f"{corner[:40]!r} is no face corner")
-            if (
-                len(parts) > 3
-                or numbers[0] == 0
-                or any(part and not value for part, value in zip(parts, numbers, strict=True))
-            ):
+            if len(parts) > 3 or max(map(abs, numbers)) > 2**31:
+                self.fail(number, f"{corner[:40]!r} is no face corner")
+            if numbers[0] == 0 or any(part and not value for part, value in zip(parts, numbers, strict=True)):
                 self.fail(number, f"face corner {corner[:40]!r}: indices start at 1")
             for place, column in enumerate(columns):
                 value = numbers[place] if place < len(numbers) else 0

@@ -77,9 +77,11 @@ def available_ram() -> int:
         return psutil.virtual_memory().available
     rows = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
     available = int(rows["MemAvailable"].split()[0]) * 1024
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.is_file() and used.is_file() and (cap := limit.read_text().strip()) != "max":
-        available = min(available, max(0, int(cap) - int(used.read_text())))
+    limit, used, stat = (Path("/sys/fs/cgroup") / f"memory.{name}" for name in ("max", "current", "stat"))
+    if limit.is_file() and used.is_file() and stat.is_file() and (cap := limit.read_text().strip()) != "max":
+        # Cached file contents count as used and are given up on demand.
+        cached = sum(int(v) for k, v in map(str.split, stat.read_text().splitlines()) if k.endswith("active_file"))
+        available = min(available, max(0, int(cap) - int(used.read_text()) + cached))
     return available
 
 

@@ -481,26 +481,21 @@ class _Frame:
             if isinstance(run.config, ModelOptions):
                 self.console.info(f"device {run.device}")
             run.items = [item.config for item in pending]
-            model = self.load(run)
+            with _explained(run):
+                model = self.script.load(run.config, run) if self.script.load else run
             run.model = model
             for group in self.groups(pending, model):
                 failed += self.process_group(run, model, group, manifest)
         if self.script.finish is not None:
             out = self.item_output(run, None)
-            self.script.finish(run, out)
-            out.commit()
+            try:
+                with _explained(run):
+                    self.script.finish(run, out)
+                    out.commit()
+            finally:
+                out.discard()
             run.report.outputs += out.record(run.output.path)
         return failed
-
-    def load(self, run: Run) -> Any:
-        if self.script.load is None:
-            return run
-        try:
-            return self.script.load(run.config, run)
-        except Exception as error:
-            if (explained := _explain(error, run)) is error:
-                raise
-            raise explained from error
 
     def groups(self, pending: list[Item], model: Any) -> list[list[Item]]:
         if self.script.group is None:
@@ -608,6 +603,16 @@ class _Frame:
             config[self.field] = values
         ConfigFile(folder / "run.json").write(run_record(run, items, config, status))
         run.telemetry.write_trace(folder / "opentelemetry_trace.json")
+
+
+@contextlib.contextmanager
+def _explained(run: Run) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if (explained := _explain(error, run)) is error:
+            raise
+        raise explained from error
 
 
 def _explain(error: Exception, run: Run) -> Exception:

@@ -44,16 +44,16 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 try:
     from networks.zimage import plan as planning
+    from networks.zimage.lora import find_lora, parse_lora
     from shared_utils import __version__, device
     from shared_utils.args import command_line, item_input, option
-    from shared_utils.errors import MissingInputError, PostConditionError, ScriptError, UnavailableError, UsageError
+    from shared_utils.errors import PostConditionError, ScriptError, UnavailableError, UsageError
     from shared_utils.gen_ai import GenAI
     from shared_utils.hugging_face import Weights
     from shared_utils.image_files import FORMATS, read_image, upright_size, write_image
@@ -111,47 +111,26 @@ def _strength_rule(value: float) -> str | None:
     return None if 0 < value <= 1 else "must be above 0 and at most 1"
 
 
+_IMAGE = {"group": "Image"}
+_SIDE = {"group": "Image", "minimum": 64, "maximum": 2048, "multiple_of": MULTIPLE}
+_SPEED = {"group": "Speed and memory", "per_item": False}
+
+
 @dataclasses.dataclass(kw_only=True)
 class Config(ModelOptions):
     prompt: str | None = item_input("What to show; every prompt makes an image of its own.")
-    negative_prompt: str | None = option(
-        None, "What to avoid; works only with a guidance scale above 0.", group="Image"
-    )
-    width: int | None = option(
-        None,
-        "Width in pixels; default 1024, with --image as that image.",
-        group="Image",
-        minimum=64,
-        maximum=2048,
-        multiple_of=MULTIPLE,
-    )
-    height: int | None = option(
-        None,
-        "Height in pixels; default 1024, with --image as that image.",
-        group="Image",
-        minimum=64,
-        maximum=2048,
-        multiple_of=MULTIPLE,
-    )
-    steps: int = option(8, "Denoising steps; the model is made for 8.", group="Image", minimum=1, maximum=100)
+    negative_prompt: str | None = option(None, "What to avoid; works only with a guidance scale above 0.", **_IMAGE)
+    width: int | None = option(None, "Width in pixels; default 1024, with --image as that image.", **_SIDE)
+    height: int | None = option(None, "Height in pixels; default 1024, with --image as that image.", **_SIDE)
+    steps: int = option(8, "Denoising steps; the model is made for 8.", minimum=1, maximum=100, **_IMAGE)
     guidance_scale: float = option(
-        0.0,
-        "Guidance; the model is made for 0. Any value above 0 doubles the work.",
-        group="Image",
-        minimum=0.0,
-        maximum=30.0,
+        0.0, "The model is made for 0. Any value above 0 doubles the work.", minimum=0.0, maximum=30.0, **_IMAGE
     )
-    num_images: int = option(1, "Images for each prompt; image k uses seed + k.", group="Image", minimum=1, maximum=100)
-    image: Path | None = option(None, "Image to start from.", group="Image")
-    strength: float = option(
-        0.6, "How much of --image to replace, above 0 up to 1.", group="Image", check=_strength_rule
-    )
+    num_images: int = option(1, "Images for each prompt; image k uses seed + k.", minimum=1, maximum=100, **_IMAGE)
+    image: Path | None = option(None, "Image to start from.", **_IMAGE)
+    strength: float = option(0.6, "How much of --image to replace, above 0 up to 1.", check=_strength_rule, **_IMAGE)
     max_sequence_length: int = option(
-        512,
-        "Tokens of a prompt that are read; the rest is cut, with a warning.",
-        group="Image",
-        minimum=32,
-        maximum=1024,
+        512, "Tokens of a prompt that are read; the rest is cut, with a warning.", minimum=32, maximum=1024, **_IMAGE
     )
     lora: tuple[str, ...] = option(
         (),
@@ -167,37 +146,26 @@ class Config(ModelOptions):
     batch_size: str = option(
         "auto",
         "Images of the same size made at a time, or auto: 1 on a CPU, on a GPU what fits.",
-        group="Speed and memory",
-        per_item=False,
         check=_batch_size_rule,
+        **_SPEED,
     )
     offload: Literal["auto", "none", "model", "sequential", "group"] = option(
         "auto",
-        "Where the weights are: all on the device, text encoder and transformer in turn (model), or layer by layer"
+        "Where the weights are: all on the device (none), text encoder and transformer in turn (model), or layer by layer"
         " (group, sequential); auto takes the fastest that fits.",
-        group="Speed and memory",
-        per_item=False,
+        **_SPEED,
     )
     quantize: Literal["auto", "none", "fp8", "int8", "nf4"] = option(
-        "auto",
-        "How the weights are stored; auto does it only where memory is short.",
-        group="Speed and memory",
-        per_item=False,
+        "auto", "How the weights are stored; auto changes it only where memory is short.", **_SPEED
     )
     vae_tiling: Literal["auto", "on", "off"] = option(
-        "auto", "Decode in tiles of 1024 pixels; auto where memory is short.", group="Speed and memory", per_item=False
+        "auto", "Decode in tiles of 1024 pixels; auto does so where memory is short.", **_SPEED
     )
     compile: bool = option(
-        False,
-        "Compile the transformer's blocks: a slow first image, faster ones after it.",
-        group="Speed and memory",
-        per_item=False,
+        False, "Compile the transformer's blocks: a slow first image, faster ones after it.", **_SPEED
     )
     attention: Literal["auto", "native", "flash", "sage"] = option(
-        "auto",
-        "Attention kernel; auto is PyTorch's own, flash and sage need their packages.",
-        group="Speed and memory",
-        per_item=False,
+        "auto", "Attention kernel; auto is PyTorch's own, flash and sage need their packages.", **_SPEED
     )
 
     def check(self) -> None:
@@ -225,26 +193,6 @@ def file_format(item: Config) -> str:
         return item.format or "png"
     suffix = item.output.suffix.lower().lstrip(".")
     return "jpg" if suffix == "jpeg" else suffix
-
-
-def parse_lora(value: str) -> tuple[str, float]:
-    """Split `NAME:SCALE`. Raises `UsageError` for a scale that is no number and a file that is no safetensors file."""
-    name, colon, scale = value.rpartition(":")
-    # A colon may belong to the name, as in C:\lora.safetensors.
-    if not colon or "/" in scale or "\\" in scale:
-        name, scale = value, "1"
-    try:
-        number = float(scale)
-    except ValueError:
-        raise UsageError(f"--lora {value}: the scale {scale!r} is not a number") from None
-    if not -10 <= number <= 10:
-        raise UsageError(f"--lora {value}: the scale must be from -10 to 10")
-    path = Path(name)
-    if path.is_file() and path.suffix != ".safetensors":
-        raise UsageError(f"--lora {value}: must be a .safetensors file (other formats can carry code)")
-    if path.suffix == ".safetensors" and not path.is_file():
-        raise MissingInputError(f"--lora {value}: no such file")
-    return name, number
 
 
 def check(item: Config) -> None:
@@ -288,46 +236,50 @@ class Model:
     total: int
     done: int = 0
 
+    def memory_advice(self, items: list[Config]) -> Any:
+        return planning.memory_advice(self.run.device, self.plan, self.sizes, work(self.run, items))
+
 
 def load(config: Config, run: Run) -> Model:
     """Encode all prompts, then bring up what turns them into images, as the plan says."""
     snapshot = run.weights()
-    loras = [find_lora(run, value) for value in config.lora]
+    loras = []
+    for value in config.lora:
+        with run.phase("download_weights"):
+            loras.append(find_lora(value, run.downloader()))
     if config.compile:
         check_compiler(run.device)
+    with run.phase("import"):
+        from networks.zimage import pipeline as zimage
 
-    from networks.zimage import pipeline as zimage
-
-    quiet_libraries("transformers", "diffusers", verbose=config.verbose)
+        quiet_libraries("transformers", "diffusers", verbose=config.verbose)
+    dtype, free = run.dtype(), device.free_memory(run.device)
     sizes = zimage.count_parameters(snapshot.path) or planning.Sizes()
-    free = device.free_memory(run.device)
-    plan = choose(config, run, run.items, sizes, free)
-    # Recorded as they turned out, so that a replay does not depend on the memory that is free then.
-    run.config = dataclasses.replace(
-        run.config, offload=plan.offload, quantize=plan.quantize, vae_tiling="on" if plan.tiling else "off"
-    )
-    dtype = run.dtype()
+    plan = choose(run, run.items, sizes, free)
     name = "smoke-test" if run.smoke else snapshot.repo
     run.info(f"model {name} at {snapshot.commit or 'local'}, {str(dtype).removeprefix('torch.')}, {plan}")
-    with memory_advice(run, plan, sizes):
+    if any(item.guidance_scale > 0 for item in run.items):
+        run.info("guidance above 0: every step computes the transformer twice")
+    with planning.memory_advice(run.device, plan, sizes, work(run, run.items)):
+        # Beside each other where there is room; otherwise the text encoder goes before the transformer comes.
+        together = plan.offload == "none"
         with run.phase("load"):
             text = zimage.load_text(snapshot.path, plan, run.device, dtype)
-            pipeline = (
-                zimage.load_images(snapshot.path, plan, run.device, dtype, loras) if plan.offload == "none" else None
-            )
+            pipeline = zimage.load_images(snapshot.path, plan, run.device, dtype, loras) if together else None
         with run.phase("encode"):
             embeddings = encode_prompts(run, text, run.items)
             run.spans.set_attributes({"prompts": len(embeddings), "peak_memory_bytes": device.peak_memory(run.device)})
-        if pipeline is None:
-            del text
-            device.release()
+        del text
+        device.release()
+        if not together:
             with run.phase("load"):
                 pipeline = zimage.load_images(snapshot.path, plan, run.device, dtype, loras)
         zimage.set_attention(pipeline, config.attention, run.device)
         if config.compile:
             pipeline.transformer.compile_repeated_blocks()
-    if any(item.guidance_scale > 0 for item in run.items):
-        run.info("guidance above 0: every step computes the transformer twice")
+    # Recorded as they turned out, so that a replay does not depend on the memory that is free then.
+    tiling = "on" if plan.tiling else "off"
+    run.config = dataclasses.replace(run.config, offload=plan.offload, quantize=plan.quantize, vae_tiling=tiling)
     recorded = {
         # Of a local folder only the name: pictures travel, and paths tell about their maker.
         "model": name if run.smoke or snapshot.commit else Path(name).resolve().name,
@@ -339,44 +291,25 @@ def load(config: Config, run: Run) -> Model:
     return Model(run, pipeline, plan, sizes, free, embeddings, recorded, total)
 
 
-def choose(config: Config, run: Run, items: list[Config], sizes: planning.Sizes, free: int) -> planning.Plan:
+def choose(run: Run, items: list[Config], sizes: planning.Sizes, free: int) -> planning.Plan:
     """The plan for the largest of the images. Raises `UnavailableError` when nothing fits."""
-    kind = planning.device_kind(run.device)
-    plan, fits = planning.choose_plan(
-        free, kind, config.offload, config.quantize, config.vae_tiling, sizes, work(config, run, items)
-    )
+    flags = run.config.offload, run.config.quantize, run.config.vae_tiling
+    plan, fits = planning.choose_plan(free, planning.device_kind(run.device), *flags, sizes, work(run, items))
     if not fits:
         run.warn(f"{device.gigabytes(free)} free on {run.device} may be too little for {plan}")
     return plan
 
 
-def work(config: Config, run: Run, items: list[Config]) -> planning.Work:
+def work(run: Run, items: list[Config]) -> planning.Work:
     """The largest thing to be made in one go."""
     largest = max((image_size(item) for item in items), key=lambda size: size[0] * size[1], default=(SIDE, SIDE))
     return planning.Work(
         pixels=largest[0] * largest[1],
-        images=1 if config.batch_size == "auto" else int(config.batch_size),
+        images=1 if run.config.batch_size == "auto" else int(run.config.batch_size),
         tokens=max((item.max_sequence_length for item in items), default=512),
         guided=any(item.guidance_scale > 0 for item in items),
         number_bytes=run.dtype().itemsize,
     )
-
-
-@contextmanager
-def memory_advice(run: Run, plan: planning.Plan, sizes: planning.Sizes) -> Iterator[None]:
-    """Turn running out of memory into a line that names what to try next."""
-    free = device.free_memory(run.device)
-    try:
-        yield
-    except Exception as error:
-        if not device.is_out_of_memory(error):
-            raise
-        kind = planning.device_kind(run.device)
-        following = planning.next_plan(plan, kind, run.config.vae_tiling, sizes, work(run.config, run, run.items))
-        advice = f"try {following.flags}" if following else "try a smaller --width and --height"
-        raise UnavailableError(
-            f"out of memory on {run.device} ({device.gigabytes(free)} were free) with {plan.flags}: {advice}"
-        ) from error
 
 
 def check_compiler(device_name: str) -> None:
@@ -384,25 +317,6 @@ def check_compiler(device_name: str) -> None:
     wanted = os.environ.get("CXX") or "g++"
     if device_name == "cpu" and not any(shutil.which(name) for name in (wanted, "clang++", "cl")):
         raise UnavailableError(f"--compile: needs a C++ compiler on a CPU, and {wanted} is not installed")
-
-
-def find_lora(run: Run, value: str) -> Any:
-    """The file of a `--lora`, fetched and verified when it is a repository. Raises what the downloader raises."""
-    from networks.zimage.pipeline import Lora
-
-    name, scale = parse_lora(value)
-    if Path(name).suffix == ".safetensors":
-        return Lora(Path(name).absolute(), scale, Path(name).name)
-    with run.phase("download_weights"):
-        snapshot = run.downloader().fetch(Weights(name, allow_patterns=("*.safetensors",)))
-    # diffusers' own name for it comes first (LORA_WEIGHT_NAME_SAFE).
-    files = sorted(file for file in snapshot.files if file.endswith(".safetensors"))
-    chosen = [file for file in files if Path(file).name == "pytorch_lora_weights.safetensors"] or files
-    if len(chosen) != 1:
-        raise UsageError(
-            f"--lora {value}: {len(chosen)} safetensors files in it ({', '.join(files) or 'none'}); name one as a file"
-        )
-    return Lora(snapshot.path / chosen[0], scale, f"{name}@{snapshot.commit}" if snapshot.commit else Path(name).name)
 
 
 def encode_prompts(run: Run, text: Any, items: list[Config]) -> dict[tuple[str, int], Any]:
@@ -447,19 +361,21 @@ def group(items: list[Config], model: Model) -> list[list[int]]:
 def at_a_time(item: Config, model: Model) -> int:
     """How many images of this item's size are made at a time."""
     run = model.run
+    if item.image is not None:
+        return 1
     if run.config.batch_size != "auto":
         return int(run.config.batch_size)
     kind = planning.device_kind(run.device)
-    return planning.batch_size(model.free, kind, model.plan, model.sizes, work(run.config, run, [item]))
+    return planning.batch_size(model.free, kind, model.plan, model.sizes, work(run, [item]))
 
 
 def generate_batch(model: Model, items: list[Config], outs: list[ItemOutput]) -> Iterator[Result | ScriptError]:
     """Make the images of the items, and write each as it comes."""
-    made = pictures(
-        model, [request for item in items for request in requests_for(model, item)], at_a_time(items[0], model)
-    )
-    for item, out in zip(items, outs, strict=True):
-        yield save(model, item, out, islice(made, item.num_images))
+    requests = [request for item in items for request in requests_for(model, item)]
+    with model.memory_advice(items):
+        made = pictures(model, requests, at_a_time(items[0], model))
+        for item, out in zip(items, outs, strict=True):
+            yield save(model, item, out, islice(made, item.num_images))
 
 
 def requests_for(model: Model, item: Config) -> list[Any]:
@@ -492,18 +408,17 @@ def pictures(model: Model, requests: list[Any], at_once: int) -> Iterator[tuple[
     """Yield (request, PIL image) in order; in place of an image that is no picture, the `PostConditionError`."""
     from networks.zimage import pipeline as zimage
 
-    run = model.run
-    for start in range(0, len(requests), 1 if requests[0].image is not None else at_once):
-        chunk = requests[start : start + (1 if requests[0].image is not None else at_once)]
-        with memory_advice(run, model.plan, model.sizes), run.phase("denoise"):
+    for start in range(0, len(requests), at_once):
+        chunk = requests[start : start + at_once]
+        with model.run.phase("denoise"):
             latents = denoise(model, chunk)
         for index, request in enumerate(chunk):
-            with memory_advice(run, model.plan, model.sizes), run.phase("decode"):
+            with model.run.phase("decode"):
                 try:
                     image = zimage.decode(model.pipeline, latents[index : index + 1])
                 except PostConditionError as error:
                     image = error
-                describe(run, request)
+                describe(model.run, request)
             yield request, image
 
 
@@ -593,9 +508,8 @@ def parameters_of(model: Model, item: Config, request: Any) -> dict[str, str]:
 
 def command(item: Config, request: Any) -> str:
     """The command that makes this one image again."""
-    alone = dataclasses.replace(
-        item, seed=request.seed, num_images=1, inputs_from=None, output=None, smoke_test=item.smoke_test
-    )
+    format = None if file_format(item) == "png" else file_format(item)
+    alone = dataclasses.replace(item, seed=request.seed, num_images=1, inputs_from=None, output=None, format=format)
     return shlex.join(["uv", "run", Path(__file__).name, *command_line(alone)])
 
 
@@ -622,7 +536,7 @@ def facts(config: Config, items: list[Config], run: Run) -> dict[str, Any]:
     sizes = count_parameters(weights.folder) if weights.fetch_bytes == 0 else None
     free = device.free_memory(run.device)
     try:
-        plan = str(choose(config, run, items, sizes or planning.Sizes(), free))
+        plan = str(choose(run, items, sizes or planning.Sizes(), free))
     except UnavailableError as error:
         plan = str(error)
     return {"images": sum(item.num_images for item in items), "plan": plan}

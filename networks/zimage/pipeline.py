@@ -18,17 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from networks.zimage.lora import Lora, apply_loras
 from networks.zimage.plan import Plan, Sizes, device_kind
-from shared_utils.errors import InvalidInputError, PostConditionError, UnavailableError
-
-
-@dataclasses.dataclass(frozen=True)
-class Lora:
-    """A low-rank adaptation: its safetensors file, how strongly it is applied, and how it is recorded."""
-
-    file: Path
-    scale: float
-    name: str
+from shared_utils.errors import PostConditionError, UnavailableError
 
 
 @dataclasses.dataclass
@@ -76,6 +68,10 @@ def _parameters_in(file: Path) -> int:
 
 def load_text(folder: Path, plan: Plan, device: str, dtype: Any) -> Any:
     """Tokenizer and text encoder as a pipeline without the rest, on the device."""
+    if device_kind(device) == "cuda":
+        import torch
+
+        torch.cuda.set_device(device)  # bitsandbytes puts its weights on the current one
     quantization = {}
     if plan.quantize == "nf4":
         from transformers import BitsAndBytesConfig
@@ -97,7 +93,7 @@ def load_images(folder: Path, plan: Plan, device: str, dtype: Any, loras: list[L
 
         quantization = {"transformer": TorchAoConfig(Int8WeightOnlyConfig())}
     pipeline = _from_pretrained(folder, dtype, quantization, text_encoder=None, tokenizer=None)
-    _apply_loras(pipeline, loras)
+    apply_loras(pipeline, loras)
     if plan.quantize == "fp8":
         import torch
 
@@ -138,23 +134,6 @@ def _place(pipeline: Any, plan: Plan, device: str) -> Any:
     else:
         pipeline.to(device)
     return pipeline
-
-
-def _apply_loras(pipeline: Any, loras: list[Lora]) -> None:
-    """Load each LoRA beside the weights. Raises `InvalidInputError` for a file that does not fit the transformer."""
-    for number, lora in enumerate(loras):
-        try:
-            pipeline.load_lora_weights(
-                str(lora.file.parent), weight_name=lora.file.name, adapter_name=f"lora_{number}", local_files_only=True
-            )
-        except (OSError, RuntimeError, ValueError, KeyError) as error:
-            raise InvalidInputError(
-                f"--lora {lora.name}: does not fit this model ({str(error).splitlines()[0]})"
-            ) from error
-        if f"lora_{number}" not in pipeline.transformer.peft_config:
-            raise InvalidInputError(f"--lora {lora.name}: holds nothing for the transformer of this model")
-    if loras:
-        pipeline.set_adapters([f"lora_{n}" for n in range(len(loras))], [lora.scale for lora in loras])
 
 
 def set_attention(pipeline: Any, attention: str, device: str) -> None:

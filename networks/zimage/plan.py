@@ -1,12 +1,14 @@
-"""The choice of how Z-Image's weights are put on a device, by how much memory is free. Pure functions, no torch.
+"""The choice of how Z-Image's weights are put on a device, by how much memory is free, without torch.
 
 Sizes are counted from the networks' shapes; memory for intermediate results is estimated from them (see the constants).
 """
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Literal
 
-from shared_utils.device import gigabytes
+from shared_utils.device import free_memory, gigabytes, is_out_of_memory
 from shared_utils.errors import UnavailableError, UsageError
 
 Offload = Literal["none", "model", "group", "sequential"]
@@ -23,8 +25,8 @@ NUMBERS_PER_TOKEN = 7 * 3840 + 3 * 10240 + 4 * 3840
 NUMBERS_PER_PIXEL = 4 * 256
 TILE_PIXELS = 1024 * 1024  # the decoder's tiles are 1024 x 1024 pixels (`sample_size` in vae/config.json)
 PIXELS_PER_TOKEN = 16 * 16
-LARGEST_LAYER_BYTES = 0.8e9  # the text encoder's embedding table, 151936 x 2560 in 16 bit
-RESERVE_BYTES = 0.5e9  # kernels, workspaces and fragmentation on top of the sums
+LARGEST_LAYER = 0.1  # of the text encoder: its embedding table, 151936 x 2560
+RESERVE_SHARE = 0.03  # of all weights: workspaces and fragmentation on top of the sums
 
 # What `auto` tries, fastest first. On a CPU float8 is only storage and no smaller while loading, so int8 takes its place;
 # NF4 and layer-wise copying need a CUDA device.
@@ -47,7 +49,7 @@ POSSIBLE: dict[str, dict[Offload, tuple[Quantize, ...]]] = {
 }
 
 MEANING = {
-    "none": "all networks stay on the device",
+    "none": "all networks are on the device at once",
     "model": "the text encoder makes room for the transformer once all prompts are encoded",
     "group": "layers are copied to the device one by one, ahead of their use",
     "sequential": "layers are copied to the device one by one",
@@ -121,12 +123,13 @@ def peak_bytes(offload: Offload, quantize: Quantize, tiling: bool, sizes: Sizes,
     transformer = sizes.transformer * STORED_BYTES.get(quantize, number)
     text_encoder = sizes.text_encoder * (STORED_BYTES["nf4"] if quantize == "nf4" else number)
     vae = sizes.vae * number
-    busy = max(work.denoise_bytes(), work.decode_bytes(tiling)) + RESERVE_BYTES
+    reserve = RESERVE_SHARE * (sizes.transformer + sizes.text_encoder) * number
+    busy = max(work.denoise_bytes(), work.decode_bytes(tiling)) + reserve
     if offload == "none":
         return transformer + text_encoder + vae + busy
     if offload == "model":
-        return max(text_encoder + RESERVE_BYTES, transformer + vae + busy)
-    return LARGEST_LAYER_BYTES * number / 2 + busy
+        return max(text_encoder + reserve, transformer + vae + busy)
+    return LARGEST_LAYER * sizes.text_encoder * number + busy
 
 
 def plans(kind: str, offload: str, quantize: str, tiling: str, sizes: Sizes, work: Work) -> list[Plan]:
@@ -176,9 +179,9 @@ def choose_plan(
     )
 
 
-def next_plan(plan: Plan, kind: str, tiling: str, sizes: Sizes, work: Work) -> Plan | None:
+def next_plan(plan: Plan, kind: str, sizes: Sizes, work: Work) -> Plan | None:
     """The plan to try after `plan` ran out of memory: the fastest one with a lower peak, None if there is none."""
-    later = plans(kind, "auto", "auto", tiling, sizes, work)
+    later = plans(kind, "auto", "auto", "auto", sizes, work)
     return next((p for p in later if p.peak < plan.peak), None)
 
 
@@ -196,3 +199,19 @@ def batch_size(free: float, kind: str, plan: Plan, sizes: Sizes, work: Work) -> 
         if peak_bytes(plan.offload, plan.quantize, plan.tiling, sizes, dataclasses.replace(work, images=n)) <= free
     )
     return next(fits, 1)
+
+
+@contextlib.contextmanager
+def memory_advice(device: str, plan: Plan, sizes: Sizes, work: Work) -> Iterator[None]:
+    """Turn running out of memory into an `UnavailableError` that names the plan to try next."""
+    free = free_memory(device)
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        following = next_plan(plan, device_kind(device), sizes, work)
+        advice = f"try {following.flags}" if following else "try a smaller --width and --height"
+        raise UnavailableError(
+            f"out of memory on {device} ({gigabytes(free)} were free) with {plan.flags}: {advice}"
+        ) from error

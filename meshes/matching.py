@@ -40,7 +40,7 @@ from meshes.matching_search import BlossomSearch
 
 EXACT = 20_000  # vertices of a component which is always solved to the optimum
 PART = 60_000  # vertices
-SEARCH_LIMITS = (300, 3_000)  # labelled vertices: near partners first, then farther ones
+SEARCH_LIMITS = (300, 3_000, 10_000)  # labelled vertices: near partners first, then farther ones
 SWEEPS = 2  # of the relaxation, with other patches each time
 
 

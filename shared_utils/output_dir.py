@@ -209,6 +209,10 @@ class ItemOutput:
         target = next(target for _, target, r in self._pending if r == "primary")
         return self._stage(target.with_suffix(suffix), role)
 
+    def beside(self, partial: Path, name: str, role: str = "file") -> Path:
+        """Partial path of a file or folder `name` that must lie beside one handed out before, such as a model's textures."""
+        return self._stage(self.final(partial).with_name(name), role)
+
     def directory(self, name: str, role: str = "file") -> Path:
         """Partial folder (created, empty) which takes its final name as a whole."""
         partial = self.file(name, role)

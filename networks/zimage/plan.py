@@ -26,6 +26,7 @@ NUMBERS_PER_PIXEL = 4 * 256
 TILE_PIXELS = 1024 * 1024  # the decoder's tiles are 1024 x 1024 pixels (`sample_size` in vae/config.json)
 PIXELS_PER_TOKEN = 16 * 16
 LARGEST_LAYER = 0.1  # of the text encoder: its embedding table, 151936 x 2560
+LAYERS_AHEAD = 0.03  # of the transformer: the layers that are copied before their turn
 RESERVE_SHARE = 0.03  # of all weights: workspaces and fragmentation on top of the sums
 
 # What `auto` tries, fastest first. On a CPU float8 is only storage and no smaller while loading, so int8 takes its place;
@@ -123,13 +124,15 @@ def peak_bytes(offload: Offload, quantize: Quantize, tiling: bool, sizes: Sizes,
     transformer = sizes.transformer * STORED_BYTES.get(quantize, number)
     text_encoder = sizes.text_encoder * (STORED_BYTES["nf4"] if quantize == "nf4" else number)
     vae = sizes.vae * number
+    busy = max(work.denoise_bytes(), work.decode_bytes(tiling))
+    if offload in ("group", "sequential"):
+        embedding = LARGEST_LAYER * sizes.text_encoder * number
+        return max(embedding, LAYERS_AHEAD * sizes.transformer * number) + busy
     reserve = RESERVE_SHARE * (sizes.transformer + sizes.text_encoder) * number
-    busy = max(work.denoise_bytes(), work.decode_bytes(tiling)) + reserve
     if offload == "none":
-        return transformer + text_encoder + vae + busy
-    if offload == "model":
-        return max(text_encoder + reserve, transformer + vae + busy)
-    return LARGEST_LAYER * sizes.text_encoder * number + busy
+        return transformer + text_encoder + vae + busy + reserve
+    # Encoding a prompt takes less than the reserve.
+    return max(text_encoder + reserve, transformer + vae + busy + reserve)
 
 
 def plans(kind: str, offload: str, quantize: str, tiling: str, sizes: Sizes, work: Work) -> list[Plan]:

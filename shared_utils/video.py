@@ -1,10 +1,111 @@
 """Video files frame by frame with PyAV: no ffmpeg program, no torchcodec."""
 
+import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from shared_utils.errors import InvalidInputError, MissingInputError
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What is known of a video's stream after every frame of it has been decoded once.
+
+    pts: when each frame is shown, in units of `time_base` (seconds), strictly ascending. width, height: pixels, upright.
+    turns: quarter turns counter-clockwise that bring a decoded frame upright. rate: frames a second on average. colour:
+    FFmpeg's numbers for range, matrix, primaries and transfer. aspect: width to height of an upright pixel. last: duration of the last frame, in
+    units of `time_base`. audio_start: seconds, None without audio.
+    """
+
+    pts: list[int]
+    time_base: Fraction
+    last: int
+    rate: Fraction
+    width: int
+    height: int
+    turns: int
+    format: str
+    alpha: bool
+    colour: tuple[int, int, int, int]
+    aspect: Fraction | None
+    audio_start: float | None
+
+    def seconds(self, index: int) -> float:
+        """When a frame is shown, counted from the first one."""
+        return float((self.pts[index] - self.pts[0]) * self.time_base)
+
+    def duration(self, index: int) -> int:
+        """How long a frame is shown, in units of `time_base`."""
+        return self.pts[index + 1] - self.pts[index] if index + 1 < len(self.pts) else self.last
+
+
+def scan(path: Path, max_pixels: int) -> Clip:
+    """Decode a video once without keeping any picture.
+
+    Raises as `decode` does, and `InvalidInputError` for a file that ends too early, for frames above `max_pixels` and for a size that changes.
+    """
+    stamps, durations, first = [], [], None
+    with _open(path) as (container, stream):
+        for frame in _decoded(path, container, stream):
+            if first is None:
+                if frame.width * frame.height > max_pixels:
+                    raise InvalidInputError(
+                        f"{path}: frames of {frame.width} x {frame.height} pixels are more than {max_pixels / 1e6:g} megapixels"
+                    )
+                first = frame
+            if (frame.width, frame.height) != (first.width, first.height):
+                raise InvalidInputError(
+                    f"{path}: frame {len(stamps)} is {frame.width} x {frame.height}, the first {first.width} x {first.height}"
+                )
+            stamps.append(frame.pts)
+            durations.append(frame.duration or 0)
+        base, rate = stream.time_base, stream.average_rate or stream.guessed_rate or Fraction(25)
+        announced, length, aspect = stream.frames, stream.duration, stream.sample_aspect_ratio
+        sound = container.streams.audio[0] if container.streams.audio else None
+        audio_start = None if sound is None else float((sound.start_time or 0) * (sound.time_base or 0))
+    step = max(1, round(1 / rate / base))
+    pts = _ascending(stamps, step)
+    last = durations[-1] or (pts[-1] - pts[-2] if len(pts) > 1 else step)
+    if announced > len(pts) and length and length - (pts[-1] + last - pts[0]) > 3 * step:
+        raise InvalidInputError(f"{path}: ends after {len(pts)} of {announced} frames; the file is cut off")
+    # The display matrix says counter-clockwise degrees to turn by (FFmpeg, av_display_rotation_get).
+    turns = round(first.rotation / 90) % 4
+    width, height = (first.height, first.width) if turns % 2 else (first.width, first.height)
+    colour = tuple(int(v) for v in (first.color_range, first.colorspace, first.color_primaries, first.color_trc))
+    if first.format.name.startswith("yuvj"):
+        colour = (2, *colour[1:])
+    if aspect and turns % 2:
+        aspect = 1 / aspect
+    alpha = any(component.is_alpha for component in first.format.components) or first.format.name == "pal8"
+    return Clip(
+        pts, base, last, rate, width, height, turns, first.format.name, alpha, colour, aspect or None, audio_start
+    )
+
+
+def _ascending(stamps: list[int | None], step: int) -> list[int]:
+    """Time stamps without gaps and repetitions: what is missing or does not ascend comes a step after the frame before."""
+    pts: list[int] = []
+    for stamp in stamps:
+        if stamp is None or (pts and stamp <= pts[-1]):
+            stamp = pts[-1] + (step if stamp is None else 1) if pts else 0
+        pts.append(stamp)
+    return pts
+
+
+def frames(path: Path) -> Iterator[Any]:
+    """Yield the frames of a video as PyAV gives them, in order of display. Raises as `decode` does."""
+    with _open(path) as (container, stream):
+        yield from _decoded(path, container, stream)
+
+
+def upright(picture: Any, turns: int) -> Any:
+    """An array [H, W, ...] turned counter-clockwise by quarter turns, contiguous."""
+    import numpy as np
+
+    return np.ascontiguousarray(np.rot90(picture, turns)) if turns else picture
 
 
 def decode(path: Path) -> Iterator[tuple[float, Any]]:
@@ -12,8 +113,18 @@ def decode(path: Path) -> Iterator[tuple[float, Any]]:
 
     Raises `MissingInputError`, and `InvalidInputError` for a file without a video stream or with a damaged one.
     """
+    first = None
+    for frame in frames(path):
+        time = frame.time if frame.time is not None else 0.0
+        first = time if first is None else first
+        # The display matrix says counter-clockwise degrees to turn by (FFmpeg, av_display_rotation_get).
+        yield time - first, upright(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[tuple[Any, Any]]:
+    """The container of a file and its first video stream."""
     import av
-    import numpy as np
 
     try:
         container = av.open(str(path))
@@ -22,23 +133,26 @@ def decode(path: Path) -> Iterator[tuple[float, Any]]:
     except (av.FFmpegError, OSError, ValueError) as error:
         raise InvalidInputError(f"{path}: not a video that can be read ({_words(error)})") from None
     with container:
-        if not container.streams.video:
+        # A cover picture in a file of music is no video.
+        pictures = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+        if not pictures:
             raise InvalidInputError(f"{path}: no video stream in it")
-        stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
-        first = None
-        try:
-            for frame in container.decode(stream):
-                time = frame.time if frame.time is not None else 0.0
-                first = time if first is None else first
-                picture = frame.to_ndarray(format="rgb24")
-                # The display matrix says counter-clockwise degrees to turn by (FFmpeg, av_display_rotation_get).
-                turns = round(frame.rotation / 90) % 4
-                yield time - first, np.ascontiguousarray(np.rot90(picture, turns)) if turns else picture
-        except (av.FFmpegError, ValueError) as error:
-            raise InvalidInputError(f"{path}: the video is damaged ({_words(error)})") from None
-        if first is None:
-            raise InvalidInputError(f"{path}: no frame in it")
+        pictures[0].thread_type = "AUTO"
+        yield container, pictures[0]
+
+
+def _decoded(path: Path, container: Any, stream: Any) -> Iterator[Any]:
+    import av
+
+    empty = True
+    try:
+        for frame in container.decode(stream):
+            empty = False
+            yield frame
+    except (av.FFmpegError, ValueError) as error:
+        raise InvalidInputError(f"{path}: the video is damaged ({_words(error)})") from None
+    if empty:
+        raise InvalidInputError(f"{path}: no frame in it")
 
 
 def sample(path: Path, fps: float, max_frames: int) -> tuple[list[Any], list[float]]:

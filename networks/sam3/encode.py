@@ -1,0 +1,155 @@
+"""Writing video with PyAV: every frame at its own time, the colours labelled as they are, the audio copied."""
+
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+
+from networks.sam3.overlay import Planes
+from shared_utils.errors import PostConditionError
+from shared_utils.video import Clip
+
+
+class VideoWriter:
+    """A video file that is being written. Use it as a context manager; frames come in order through `add`.
+
+    codec: libx264, libvpx-vp9 or prores_ks, with its pixel format and options. audio: the file whose first audio track goes along;
+    `first` and `last` are the indices of the first frame and the one after the last in `clip`.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        clip: Clip,
+        first: int,
+        last: int,
+        codec: str,
+        pixel_format: str,
+        options: dict[str, str],
+        audio: Path | None,
+    ):
+        self.clip, self.pixel_format = clip, pixel_format
+        begin = clip.pts[first] * clip.time_base
+        if first == 0 and audio is not None and clip.audio_start is not None:
+            begin = min(begin, Fraction(clip.audio_start).limit_denominator(1_000_000))
+        self.begin = begin
+        self.end = (clip.pts[last - 1] + clip.duration(last - 1)) * clip.time_base
+        self.offset = round(begin / clip.time_base)
+        self.durations: dict[int, int] = {}
+        self.container = av.open(str(path), "w")
+        stream = self.container.add_stream(codec, rate=clip.rate, options=options)
+        stream.width, stream.height, stream.pix_fmt = clip.width, clip.height, pixel_format
+        stream.time_base = stream.codec_context.time_base = clip.time_base
+        if clip.aspect:
+            stream.codec_context.sample_aspect_ratio = clip.aspect
+        context = stream.codec_context
+        context.color_range, context.colorspace, context.color_primaries, context.color_trc = clip.colour
+        self.stream = stream
+        self.audio = AudioTrack(self.container, audio, begin, self.end, whole=first == 0) if audio else None
+
+    def __enter__(self) -> "VideoWriter":
+        return self
+
+    def __exit__(self, kind: Any, *rest: Any) -> None:
+        try:
+            if kind is None:
+                self._mux(self.stream.encode(None))
+                if self.audio:
+                    self.audio.copy_until(None)
+        finally:
+            if self.audio:
+                self.audio.close()
+            self.container.close()
+
+    def add(self, index: int, picture: Planes | av.VideoFrame) -> None:
+        """Frame `index` of the clip."""
+        if isinstance(picture, Planes):
+            picture = av.VideoFrame.from_ndarray(picture.array(), format=self.pixel_format)
+        frame = picture
+        pts = self.clip.pts[index] - self.offset
+        frame.pts, frame.time_base = pts, self.clip.time_base
+        frame.color_range, frame.colorspace = self.clip.colour[:2]
+        self.durations[pts] = self.clip.duration(index)
+        self._mux(self.stream.encode(frame))
+        if self.audio:
+            self.audio.copy_until(self.clip.pts[index] * self.clip.time_base)
+
+    def _mux(self, packets: list[Any]) -> None:
+        for packet in packets:
+            # The encoder knows when a frame begins, not when the last one ends.
+            pts = round(packet.pts * packet.time_base / self.clip.time_base)
+            packet.duration = round(self.durations.pop(pts) * self.clip.time_base / packet.time_base)
+            self.container.mux(packet)
+
+
+class AudioTrack:
+    """The first audio track of a file on its way into another, packet by packet, from `begin` to `end` (seconds)."""
+
+    def __init__(self, container: Any, path: Path, begin: Fraction, end: Fraction, whole: bool):
+        self.container, self.begin, self.end, self.whole = container, begin, end, whole
+        self.source = av.open(str(path))
+        self.input = self.source.streams.audio[0]
+        self.copied = self.input.codec_context.name in container.supported_codecs
+        if self.copied:
+            self.output = container.add_stream_from_template(self.input)
+            self.packets = self._copies()
+        else:
+            self.output = container.add_stream(container.default_audio_codec, rate=self.input.rate)
+            self.output.layout = self.input.layout
+            self.packets = self._encoded()
+        self.waiting: Any = None
+
+    def copy_until(self, time: Fraction | None) -> None:
+        """Hand on what begins up to `time` (seconds in the source), or all the rest."""
+        while True:
+            self.waiting = self.waiting or next(self.packets, None)
+            if self.waiting is None:
+                return
+            begins, packet = self.waiting
+            if time is not None and begins > time:
+                return
+            self.container.mux(packet)
+            self.waiting = None
+
+    def _copies(self) -> Iterator[tuple[Fraction, Any]]:
+        for packet in self.source.demux(self.input):
+            if packet.dts is None or packet.pts is None:
+                continue
+            begins = packet.pts * packet.time_base
+            if not self.whole and (begins < self.begin or begins >= self.end):
+                continue
+            shift = round(self.begin / packet.time_base)
+            packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, self.output
+            yield begins, packet
+
+    def _encoded(self) -> Iterator[tuple[Fraction, Any]]:
+        begins = self.begin
+        for frame in self.source.decode(self.input):
+            begins = frame.pts * frame.time_base
+            if not self.whole and (begins < self.begin or begins >= self.end):
+                continue
+            frame.pts -= round(self.begin / frame.time_base)
+            for packet in self.output.encode(frame):
+                yield begins, packet
+        for packet in self.output.encode(None):
+            yield begins, packet
+
+    def close(self) -> None:
+        self.source.close()
+
+
+def check_video(path: Path, name: str, clip: Clip, first: int, last: int) -> None:
+    """The file has the frames, size and duration it should. Raises `PostConditionError`."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        size = stream.codec_context.width, stream.codec_context.height
+        times = sorted(float(p.pts * p.time_base) for p in container.demux(stream) if p.pts is not None)
+    if len(times) != last - first:
+        raise PostConditionError(f"{name}: {len(times)} frames written, {last - first} read")
+    if size != (clip.width, clip.height):
+        raise PostConditionError(f"{name}: {size[0]} x {size[1]} written, {clip.width} x {clip.height} read")
+    wanted = clip.seconds(last - 1) - clip.seconds(first)
+    if abs(times[-1] - times[0] - wanted) > float(1 / clip.rate):
+        raise PostConditionError(f"{name}: lasts {times[-1] - times[0]:.3f} s up to the last frame, not {wanted:.3f} s")

@@ -100,7 +100,7 @@ def preprocess(audio: np.ndarray, rate: int) -> np.ndarray:
         raise InvalidInputError("the audio is silent")
     raise_by = LOUDNESS - 10 * np.log10(power)
     if raise_by > 0:
-        audio = audio * 10 ** (raise_by / 20)
+        audio = audio * np.float32(10 ** (raise_by / 20))
     audio = trim_silences(audio)
     if not len(audio):
         raise InvalidInputError("no speech is heard in the audio")

@@ -12,17 +12,21 @@ WRITABLE = (".usdc", ".usda", ".usdz", ".glb", ".obj")
 
 @dataclass
 class Written:
-    """What `write_scene` did: `warnings` name what the format could not keep, `files` everything written, the scene last."""
+    """What `write_scene` did: `warnings` name what the format could not keep, `files` everything written, the scene
+    last.
+    """
 
     warnings: list[str] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
 
 
-def read_scene(path: Path | str) -> Scene:
-    """Read a scene; `Scene.warnings` names what could not be kept.
+def read_scene(path: Path | str, *, fbx_timeout: float | None = None) -> Scene:
+    """Read a scene; `Scene.warnings` names what could not be kept. `fbx_timeout`: seconds that Blender may take for
+    an FBX.
 
-    Raises MissingInputError (it, or a file it names, is not there) or InvalidInputError (damaged, unsupported, not a file,
-    points outside its folder), each with one line.
+    Raises MissingInputError (it, or a file it names, is not there) or InvalidInputError (damaged, unsupported, not a
+    file, points outside its folder), each with one line; for FBX also UnavailableError or TemporaryError (see
+    `meshes.fbx`).
     """
     path = Path(path)
     if not path.exists():
@@ -43,7 +47,9 @@ def read_scene(path: Path | str) -> Scene:
 
         return read_polygons(path)
     if suffix == ".fbx":
-        raise InvalidInputError(f"{path}: FBX is not supported yet")
+        from meshes.fbx import read_fbx
+
+        return read_fbx(path, timeout=fbx_timeout)
     raise InvalidInputError(
         f"{path}: cannot read files ending in {suffix or 'nothing'}; readable: {' '.join(READABLE)}"
     )
@@ -52,13 +58,15 @@ def read_scene(path: Path | str) -> Scene:
 def write_scene(
     scene: Scene, path: Path | str, *, final: Path | None = None, companions: Path | None = None
 ) -> Written:
-    """Write a scene in the format that `path` ends in. Each file appears complete, through a partial name in its own folder.
+    """Write a scene in the format that `path` ends in. Each file appears complete, through a partial name in its own
+    folder.
 
-    A GLB or USDZ is one file. Beside a USDC, USDA or OBJ lies a folder `<stem>_textures` with its pictures (and the OBJ's
-    `<stem>.mtl`). A caller which stages `path` under another name says with `final` what it will be called, and may choose with
-    `companions` the folder in which the further files are put meanwhile.
+    A GLB or USDZ is one file. Beside a USDC, USDA or OBJ lies a folder `<stem>_textures` with its pictures (and the
+    OBJ's `<stem>.mtl`). A caller which stages `path` under another name says with `final` what it will be called,
+    and may choose with `companions` the folder in which the further files are put meanwhile.
 
-    Raises InvalidInputError for a scene the format cannot hold, UsageError for an ending that is not written, OutputWriteError.
+    Raises InvalidInputError for a scene the format cannot hold, UsageError for an ending that is not written,
+    OutputWriteError.
     """
     path = Path(path)
     final = Path(final) if final is not None else path

@@ -3,7 +3,7 @@
 import json
 
 import numpy as np
-from pxr import Gf, Tf, Vt
+from pxr import Gf, Tf, Usd, UsdGeom, Vt
 
 
 class NameScope:
@@ -38,7 +38,13 @@ def set_display_name(thing, name: str) -> None:
 
 
 def original_name(thing) -> str:
-    """The inverse of `set_display_name`."""
+    """The inverse of `set_display_name`; Blender keeps the original in a property of its own."""
+    if isinstance(thing, Usd.Prim) and not thing.GetDisplayName():
+        kinds = ("data_name", "object_name") if thing.IsA(UsdGeom.Mesh) else ("object_name", "data_name")
+        for kind in kinds:
+            name = thing.GetAttribute(f"userProperties:blender:{kind}").Get()
+            if isinstance(name, str) and name:
+                return name
     return thing.GetDisplayName() or thing.GetName().rpartition(":")[2]
 
 

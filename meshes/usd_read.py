@@ -31,14 +31,15 @@ _SILENT_TYPES = {
 }
 
 
-def read_usd(path: Path) -> Scene:
-    """Read any USD file. Raises InvalidInputError (damaged, unsupported, points outside its folder) or
-    MissingInputError.
+def read_usd(path: Path, *, sort: bool = False) -> Scene:
+    """Read any USD file; `sort` takes prims by name instead of in the file's order.
+
+    Raises InvalidInputError (damaged, unsupported, points outside its folder) or MissingInputError.
     """
     stage, notes = open_stage(Path(path))
     with quiet() as more, bounded_memory(Path(path)):
         try:
-            scene = _StageReader(stage, Path(path)).read()
+            scene = _StageReader(stage, Path(path)).read(sort)
         except (Tf.ErrorException, UnicodeDecodeError, BadValue) as error:
             raise InvalidInputError(f"{path}: damaged ({reason(error)})") from error
     for note in [*notes, *more]:
@@ -64,11 +65,11 @@ class _StageReader:
         """Raise InvalidInputError with this file's name in front."""
         raise InvalidInputError(f"{self.path}: {text}")
 
-    def read(self) -> Scene:
+    def read(self, sort: bool) -> Scene:
         """Everything, skeletons before the meshes that hang on them."""
         if not np.isfinite(self.scene.metres_per_unit) or self.scene.metres_per_unit <= 0:
             self.fail(f"metersPerUnit is {self.scene.metres_per_unit}")
-        prims = list(self._prims())
+        prims = sorted(self._prims(), key=lambda prim: prim.GetPath()) if sort else list(self._prims())
         for prim in prims:
             if prim.IsA(UsdShade.Material):
                 self.materials.index(UsdShade.Material(prim))

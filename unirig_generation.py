@@ -576,7 +576,6 @@ def smoke_test(folder: Path) -> Smoke:
         settings={
             "dtype": "fp32",
             "num_beams": 3,
-            "max_bones": 12,
             "skeleton_samples": 2048,
             "skin_samples": 1024,
             "voxel_grid": 48,

@@ -1,7 +1,7 @@
 """A small random UniRig in the layout of VAST-AI/UniRig: two Lightning checkpoints, with their sizes beside them.
 
-The decoder is random but for two leanings, without which it would seldom write a skeleton: towards the end token, and
-towards coordinates near the middle.
+The decoder is random but for two leanings, without which it would seldom write a skeleton: it ends after some bones, and
+prefers coordinates near the middle.
 """
 
 import copyreg
@@ -43,8 +43,10 @@ _SKIN = {
 }
 _LEANING = 6.0  # length of the final norm's bias, which logits of the favoured tokens see as a constant
 _MIDDLE_BINS = 40  # of 256, on either side
-# What the favoured tokens gain, in units of the leaning: coordinates, a branch, the end.
-_TO_THE_MIDDLE, _TO_BRANCHES, _TO_THE_END = 0.5, 0.6, 0.7
+_TO_THE_MIDDLE, _TO_BRANCHES = 0.8, 0.9  # what coordinates and branches gain, in units of the leaning
+# The end comes after about this many tokens: from there on the positions speak for it, before against it.
+_LENGTH = 24
+_BEFORE, _AFTER, _TO_THE_END = -1.0, 4.0, 3.0
 
 
 class _Box(dict):
@@ -76,18 +78,22 @@ def lean(model) -> None:
     import torch
 
     tokens = model.tokenizer
-    embedding = model.transformer.get_input_embeddings().weight
-    norm = model.transformer.model.decoder.final_layer_norm
+    decoder = model.transformer.model.decoder
+    embedding, positions = decoder.embed_tokens.weight, decoder.embed_positions.weight
     with torch.no_grad():
         embedding.normal_(std=0.25)
-        direction = torch.randn(embedding.shape[1])
-        direction /= direction.norm()
-        norm.bias.copy_(_LEANING * direction)
-        embedding -= (embedding @ direction)[:, None] * direction
+        middle, end = torch.linalg.qr(torch.randn(embedding.shape[1], 2))[0].T
+        end = end - end.mean()  # layer norms take the mean away
+        for direction in (middle, end):
+            embedding -= (embedding @ direction)[:, None] * direction
+        decoder.final_layer_norm.bias.copy_(_LEANING * middle)
         centre = tokens.num_discrete // 2
-        embedding[centre - _MIDDLE_BINS : centre + _MIDDLE_BINS] += _TO_THE_MIDDLE * direction
-        embedding[tokens.branch] += _TO_BRANCHES * direction
-        embedding[tokens.eos] += _TO_THE_END * direction
+        embedding[centre - _MIDDLE_BINS : centre + _MIDDLE_BINS] += _TO_THE_MIDDLE * middle
+        embedding[tokens.branch] += _TO_BRANCHES * middle
+        embedding[tokens.eos] = _TO_THE_END * end
+        late = decoder.embed_positions.offset + model.mesh_encoder.token_num + 2 + _LENGTH
+        positions[:late] += _BEFORE * end
+        positions[late:] += _AFTER * end
 
 
 def _save(path: Path, model, sizes: dict) -> None:

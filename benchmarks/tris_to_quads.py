@@ -15,14 +15,15 @@ import argparse
 import json
 import math
 import os
-import resource
 import sys
+import threading
 import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
+import psutil
 
 from meshes.pairing import Candidates, PairingSettings, convert_mesh, find_candidates
 from meshes.scene import Mesh
@@ -100,6 +101,33 @@ class Stopwatch:
         self.wall, self.cpu = time.perf_counter() - self._wall, sum(os.times()[:4]) - self._cpu
 
 
+class PeakMemory:
+    """`with PeakMemory() as memory: ...` watches the resident memory of this process and its children, ten times a second, in bytes."""
+
+    def __enter__(self):
+        self.peak, self._done = 0, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        own = psutil.Process()
+        while True:
+            total = own.memory_info().rss
+            for child in own.children(recursive=True):
+                try:
+                    total += child.memory_info().rss
+                except psutil.NoSuchProcess:
+                    continue
+            self.peak = max(self.peak, total)
+            if self._done.wait(0.1):
+                return
+
+
 def solve_cbc(candidates: Candidates) -> dict:
     """One binary variable an edge, at most one edge a triangle, as large a sum of weights as possible."""
     import pulp
@@ -147,7 +175,7 @@ def measure(kind: str, size: int, arguments: argparse.Namespace) -> dict:
     settings = PairingSettings(arguments.objective)
     points, faces = KINDS[kind](size, arguments.seed)
     mesh = Mesh(kind, points, np.full(len(faces), 3, np.int32), faces.astype(np.int32).ravel())
-    with Stopwatch() as watch:
+    with PeakMemory() as memory, Stopwatch() as watch:
         _, report = convert_mesh(mesh, settings, seed=arguments.seed, workers=arguments.workers)
     row = {
         "kind": kind,
@@ -161,11 +189,7 @@ def measure(kind: str, size: int, arguments: argparse.Namespace) -> dict:
         "seconds": watch.wall,
         "cpu_seconds": watch.cpu,
         "phases": {name: round(seconds, 3) for name, seconds in report.seconds.items()},
-        "peak_gb": (
-            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            + arguments.workers * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-        )
-        / 2**20,
+        "peak_gb": memory.peak / 1e9,
     }
     if len(faces) <= EXACT_UP_TO and not arguments.skip_exact:
         row["optimum"] = solve_exactly(find_candidates(mesh, settings))

@@ -53,7 +53,7 @@ from typing import Any, Literal
 try:
     from shared_utils import device
     from shared_utils.args import item_input, option
-    from shared_utils.errors import InvalidInputError, PostConditionError, UsageError
+    from shared_utils.errors import InvalidInputError, MissingInputError, PostConditionError, UsageError
     from shared_utils.hugging_face import Weights
     from shared_utils.image_files import read_upright, upright_size
     from shared_utils.libraries import quiet_libraries
@@ -222,17 +222,19 @@ def arrange(config: Config) -> Config:
     given = [path for path in config.image or () if path.absolute() != picture.absolute()]
     if given and not config.smoke_test:
         raise UsageError(f"--state: holds its own picture, {given[0]} is one too many")
-    return dataclasses.replace(config, image=(picture,) if picture.exists() else ())
+    if not picture.is_file():
+        raise MissingInputError(f"--state {folder}: no {PICTURE} in it (--segment-only makes such a folder)")
+    return dataclasses.replace(config, image=(picture,))
 
 
 def check(item: Config) -> None:
     """Look at an item's inputs before anything is loaded."""
-    from networks.omnipart.mask_files import check_merge_groups, read_mask
-    from networks.omnipart.segmentation import read_state
-
     if item.apply_merge and (item.state is None or item.merge_groups is None):
         raise UsageError("--apply-merge: needs --state DIR (made by --segment-only) and --merge-groups")
     if item.state is not None:
+        from networks.omnipart.mask_files import check_merge_groups
+        from networks.omnipart.segmentation import read_state
+
         state = read_state(item.state)
         check_merge_groups(groups_of(item, state.groups), state.original)
     elif item.image is None:
@@ -240,6 +242,8 @@ def check(item: Config) -> None:
     else:
         upright_size(item.image)
     if item.mask is not None:
+        from networks.omnipart.mask_files import read_mask
+
         read_mask(item.mask)
     if item.boxes is not None and not item.parts_only:
         read_boxes(item.boxes)
@@ -324,7 +328,7 @@ def plan_text(run: Run, items: list[Config]) -> str:
             operations += count * 2 * tokens * size / BYTES_PER_PARAMETER
     speed = operations_per_second(run.device)
     steps = items[0].num_inference_steps
-    # What stands beside the flows (image encoder, boxes, decoders, meshes) was measured at about a tenth of them.
+    # Segmenter, image encoder, boxes and decoders take 20 to 30 tera-operations beside some 800 of the flows; then meshes.
     seconds = 1.1 * operations / speed
     took = (
         f"{seconds:.0f} s"
@@ -464,6 +468,7 @@ def find_segmentation(model: Model, item: Config) -> Any:
             result,
             groups=groups_of(item, result.groups),
             size_threshold=item.size_threshold or result.size_threshold,
+            limit=item.max_parts,
         )
     segmenter = None
     with stage(model, "segment"):
@@ -503,7 +508,7 @@ def find_segmentation(model: Model, item: Config) -> Any:
     groups = groups_of(item, [])
     original = seg.limit_parts(ids, item.max_parts)
     check_merge_groups(groups, original)
-    return seg.Segmentation(picture, original, threshold, groups)
+    return seg.Segmentation(picture, original, threshold, groups, item.max_parts)
 
 
 def save_segmentation(item: Config, out: ItemOutput, segmentation: Any) -> None:

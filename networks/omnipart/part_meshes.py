@@ -11,6 +11,7 @@ from networks.omnipart.surface import SurfaceMesh
 
 # (x, y, z) -> (x, z, -y): from the model's frame (z up) to that of GLB and USD files (y up). PLY files use another map.
 SCENE_AXES = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])
+AGGRESSIVENESS = (7, 5, 3, 1)  # of fast-simplification: 7 is its default, smaller is slower and better
 EXPLODE_DISTANCE = 0.3  # units of the unit cube, as for the Gaussians
 
 
@@ -89,16 +90,28 @@ def _components(mesh: PartMesh) -> np.ndarray:
 
 
 def simplify(mesh: PartMesh, ratio: float) -> PartMesh:
-    """About `ratio` of the faces (above 0, at most 1), by quadric error; colours from the nearest original points."""
+    """About `ratio` of the faces (above 0, at most 1), by quadric error; colours from the nearest original points.
+
+    Quick decimation may pinch a closed surface where two sheets meet; slower rounds are tried before that is accepted.
+    """
     if ratio >= 1 or len(mesh.faces) <= 4:
         return mesh
+    closed, first = mesh.is_watertight(), None
+    for aggressiveness in AGGRESSIVENESS:
+        simple = _decimate(mesh, ratio, aggressiveness)
+        if len(simple.faces) >= 4:
+            first = first or simple
+            if simple.is_watertight() or not closed:
+                return simple
+    return first or mesh
+
+
+def _decimate(mesh: PartMesh, ratio: float, aggressiveness: float) -> PartMesh:
     import fast_simplification
 
     points, faces = fast_simplification.simplify(
-        mesh.points.astype(np.float32), mesh.faces.astype(np.int32), target_reduction=1 - ratio
+        mesh.points.astype(np.float32), mesh.faces.astype(np.int32), target_reduction=1 - ratio, agg=aggressiveness
     )
-    if len(faces) < 4:
-        return mesh
     nearest = cKDTree(mesh.points).query(points)[1]
     simple = PartMesh(np.asarray(points, np.float64), np.asarray(faces, np.int64), mesh.colours[nearest])
     return simple.select(np.ones(len(faces), bool))

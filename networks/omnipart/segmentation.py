@@ -16,7 +16,7 @@ from scipy import ndimage
 from torch import nn
 
 from networks.omnipart.images import IMAGE_SIZE, resize_and_pad, resize_and_pad_ids
-from networks.omnipart.mask_files import check_merge_groups, draw_parts, write_mask
+from networks.omnipart.mask_files import MAX_PARTS, check_merge_groups, draw_parts, write_mask
 from networks.omnipart.masks import BACKGROUND, dilate, part_count, renumber
 from networks.omnipart.parts import merge_parts
 from networks.omnipart.segment_anything import prepare_pixels, upscale
@@ -33,12 +33,13 @@ WORKING_SIDE = 2048  # pixels; larger pictures are shrunk before their backgroun
 @dataclass
 class Segmentation:
     """`picture`: RGBA 518 x 518; `original`: part map int16 [518, 518] (-1 = background) before any merge; `groups`: ids of
-    `original` to join; `size_threshold`: smallest part, pixels."""
+    `original` to join; `size_threshold`: smallest part, pixels; `limit`: at most so many parts."""
 
     picture: Image.Image
     original: np.ndarray
     size_threshold: int
     groups: list[list[int]] = field(default_factory=list)
+    limit: int = MAX_PARTS
 
     @property
     def alpha(self) -> np.ndarray:
@@ -46,9 +47,10 @@ class Segmentation:
 
     def ids(self) -> np.ndarray:
         """The part map to work with, groups joined: int16 [518, 518]."""
-        if not self.groups:
-            return self.original
-        return merge_parts(self.original, self.alpha, self.size_threshold, self.groups)
+        ids = self.original
+        if self.groups:
+            ids = merge_parts(ids, self.alpha, self.size_threshold, self.groups)
+        return limit_parts(ids, self.limit)
 
     def numbered(self, ids: np.ndarray) -> np.ndarray:
         """A merged part map with each part under its original number (that of a group's first), for people to read."""

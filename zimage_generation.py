@@ -270,8 +270,8 @@ def load(config: Config, run: Run) -> Model:
             embeddings = encode_prompts(run, text, run.items)
             run.spans.set_attributes({"prompts": len(embeddings), "peak_memory_bytes": device.peak_memory(run.device)})
         del text
-        device.release()
         if not together:
+            device.release()
             with run.phase("load"):
                 pipeline = zimage.load_images(snapshot.path, plan, run.device, dtype, loras)
         zimage.set_attention(pipeline, config.attention, run.device)

@@ -34,6 +34,7 @@ def write_obj(scene: Scene, path: Path, companions: Path, stem: str) -> tuple[li
         with atomic(files[-1]) as partial:
             partial.write_text(library, encoding="utf-8")
     with atomic(path) as partial, partial.open("w", encoding="utf-8") as out:
+        out.write("# Y is up, lengths are in metres\n")
         if library:
             out.write(f"mtllib {stem}.mtl\n")
         _write_objects(scene, out)

@@ -30,7 +30,19 @@ def blender(job: str, *paths: Path) -> object:
         pytest.skip("uv could not provide Blender (bpy 4.5 on Python 3.11)")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV"))}
     done = subprocess.run(
-        [*command, str(_TOOLS), job, *map(str, paths)], capture_output=True, text=True, timeout=600, env=environment
+        [*command, str(_TOOLS), job, *map(str, paths)],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=600,
+        env=environment,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(paths[-1].read_text()) if len(paths) > 1 else None
+
+
+def blender_batch(paths: list[Path], out: Path) -> dict:
+    """What Blender sees in each of many files, by path; null where it cannot read one."""
+    listing = out.with_name("list.json")
+    listing.write_text(json.dumps([str(path) for path in paths]))
+    return blender("batch", listing, out)

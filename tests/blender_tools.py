@@ -15,7 +15,7 @@ def load(bpy, path: str) -> None:
     bpy.ops.wm.read_factory_settings(use_empty=True)
     suffix = Path(path).suffix.lower()
     if suffix in (".glb", ".gltf"):
-        bpy.ops.import_scene.gltf(filepath=path, bone_heuristic="BLENDER")
+        bpy.ops.import_scene.gltf(filepath=path, bone_heuristic="BLENDER", disable_bone_shape=True)
     elif suffix == ".fbx":
         bpy.ops.import_scene.fbx(filepath=path, ignore_leaf_bones=False)
     elif suffix.startswith(".usd"):
@@ -142,6 +142,17 @@ def main(job: str, path: str, out: str | None = None) -> None:
 
     if job == "rig":
         rig(bpy, path)
+        return
+    if job == "batch":
+        result = {}
+        for each in json.loads(Path(path).read_text()):
+            try:
+                load(bpy, each)
+                result[each] = describe(bpy)
+            except Exception as error:  # Whatever Blender's Python says about a broken file.
+                result[each] = None
+                print(each, error, file=sys.stderr)
+        Path(out).write_text(json.dumps(result))
         return
     load(bpy, path)
     result = describe(bpy) if job == "import" else frames(bpy)

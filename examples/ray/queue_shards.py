@@ -10,10 +10,13 @@ Examples:
 
 Each shard is a process of its own, started by uv on the node Ray picks: the script's dependencies travel in its header, which
 an actor inside Ray's own process would not see. The script (a bundle), the list and the run folder must lie on a disk that all
-nodes see. A shard that ends with 75 is tried again; finished items are skipped.
+nodes see. A shard that ends with 75 is tried again; finished items are skipped. Flags for the script come after --.
+Exit code: the highest of the shards'.
 """
 
 import argparse
+import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -34,9 +37,13 @@ def main() -> int:
     parser.add_argument("--gpus", type=float, default=1, help="GPUs a shard takes (default 1)")
     parser.add_argument("--cpus", type=float, default=1, help="cores a shard takes (default 1)")
     parser.add_argument("--address", default="auto", help="Ray cluster (default: the running one)")
-    parser.add_argument("--runner", nargs="+", default=["uv", "run", "-q"], help=argparse.SUPPRESS)
-    parser.add_argument("flags", nargs="*", help="flags for the script, after --")
-    args = parser.parse_args()
+    parser.add_argument("--runner", default="uv run -q", help="what starts the script on a node (default: uv run -q)")
+    # Split by hand: argparse gives what follows `--` to no positional when options stand before it.
+    argv = [*sys.argv[1:], "--"]
+    cut = argv.index("--")
+    args, flags = parser.parse_args(argv[:cut]), argv[cut + 1 : -1]
+    # Ray would copy this program's `uv run` and its working directory to every node; a shard brings its own uv and needs neither.
+    os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
     import ray
 
     ray.init(address=args.address, log_to_driver=False)
@@ -46,7 +53,13 @@ def main() -> int:
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode == RETRY:
             raise ConnectionError(done.stderr.strip())
-        return done.returncode, done.stderr.strip(), ray.util.get_node_ip_address()
+        # A process that a signal ended has its number as a negative code; shells, and exit codes, say 128 more.
+        code = done.returncode if done.returncode >= 0 else 128 - done.returncode
+        return (
+            code,
+            done.stderr.strip(),
+            f"{ray.util.get_node_ip_address()} node {ray.get_runtime_context().get_node_id()[:8]}",
+        )
 
     def command(index: int) -> list[str]:
         place = args.run.absolute() / f"shard-{index}"
@@ -58,7 +71,7 @@ def main() -> int:
             "--resume",
             str(place),
         ]
-        return [*args.runner, str(args.script.absolute()), *batch, "-q", *args.flags]
+        return [*shlex.split(args.runner), str(args.script.absolute()), *batch, "-q", *flags]
 
     waiting = {shard.remote(i, command(i)): i for i in range(args.shards)}
     worst = 0

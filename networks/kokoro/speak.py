@@ -16,6 +16,11 @@ from networks.kokoro.voices import style_row
 from shared_utils.subtitles import TimedText
 
 
+# Steps of 25 ms by which the sound of a phoneme begins before its duration says. `kokoro.KPipeline` has the same number;
+# measured: onsets after 34 pauses lie within 50 ms with it.
+LEAD = 3
+
+
 class Engine(Protocol):
     """What speaks: `TorchKokoro` or `OnnxKokoro`."""
 
@@ -69,7 +74,8 @@ def timed_words(chunk: Chunk, speech: Speech, offset: float) -> list[list[TimedT
         text = "".join(w.text + (" " if w.space else "") for w in chunk.words).strip()
         return [[TimedText(offset, end, text)]]
     # Token 0 is the padding in front.
-    borders = offset + np.concatenate([[0], np.cumsum(speech.frames)]) * (FRAME / SAMPLE_RATE)
+    steps = np.maximum(0, np.concatenate([[0], np.cumsum(speech.frames)]) - LEAD)
+    borders = offset + steps * (FRAME / SAMPLE_RATE)
     position = 1
     times: dict[int, tuple[float, float]] = {}
     for symbols, word in with_words(chunk.words):

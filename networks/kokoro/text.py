@@ -22,66 +22,10 @@ _CJK = r"\u3040-\u30ff\u3400-\u9fff\uff66-\uff9f\u3001-\u301f\uff01-\uff5e"
 _SENTENCE_END = re.compile(rf"[。！？｡]+[{_CLOSING}]*|[.!?…।॥]+[{_CLOSING}]*(?=\s|$|[{_CJK}])|[…।॥]+(?=[{_CJK}])")
 # A full stop after these does not end a sentence. Also after a single capital letter, and before a small one.
 _ABBREVIATIONS = frozenset(
-    [
-        "mr",
-        "mrs",
-        "ms",
-        "dr",
-        "prof",
-        "st",
-        "sr",
-        "jr",
-        "vs",
-        "etc",
-        "e.g",
-        "i.e",
-        "cf",
-        "no",
-        "nos",
-        "vol",
-        "vols",
-        "fig",
-        "figs",
-        "ch",
-        "sec",
-        "pp",
-        "gen",
-        "col",
-        "lt",
-        "capt",
-        "sgt",
-        "rev",
-        "hon",
-        "gov",
-        "sen",
-        "rep",
-        "inc",
-        "ltd",
-        "co",
-        "corp",
-        "mt",
-        "ft",
-        "ave",
-        "blvd",
-        "approx",
-        "dept",
-        "est",
-        "min",
-        "max",
-        "al",
-        "sra",
-        "dra",
-        "m",
-        "mme",
-        "mlle",
-        "mm",
-        "pág",
-        "núm",
-        "sig",
-        "dott",
-        "ing",
-    ]
+    "mr mrs ms dr prof st sr jr vs e.g i.e cf gen col lt capt sgt rev hon gov sen rep mt ft approx dept est sra dra mme mlle"
+    " dott ing".split()
 )
+_BEFORE_NUMBERS = frozenset("no nos vol vols fig figs ch sec p pp pág núm art".split())
 _LAST_WORD = re.compile(r"([^\W\d_]+(?:\.[^\W\d_]+)*)$")
 _CLAUSE_END = re.compile(rf"[,;:—–)\]»”](?=\s)|—|[、，；：）」』】]|[,;:](?=[{_CJK}])")
 _SPACE = re.compile(r"\s+")
@@ -174,7 +118,7 @@ def sentences(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
     """Sentences of `text[start:end]` as positions, without the white space between them."""
     begin = start
     for match in _SENTENCE_END.finditer(text, start, end):
-        if match.start() < begin or _is_abbreviation(text, begin, match, end):
+        if match.start() < begin or _goes_on(text, begin, match, end):
             continue
         low, high = _stripped(text, begin, match.end())
         begin = match.end()
@@ -185,29 +129,31 @@ def sentences(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
         yield low, high
 
 
-def _is_abbreviation(text: str, begin: int, match: re.Match, end: int) -> bool:
-    if match[0] != ".":
-        return False
+def _goes_on(text: str, begin: int, match: re.Match, end: int) -> bool:
+    """Whether the sentence goes on behind the mark: with a small letter, or because of an abbreviation."""
     after = text[match.end() : min(end, match.end() + 16)].lstrip()
     if after[:1].islower():
         return True
     word = _LAST_WORD.search(text, max(begin, match.start() - 24), match.start())
-    if word is None or not after:
+    if match[0] != "." or word is None or not after:
         return False
+    if word[1].lower() in _BEFORE_NUMBERS:
+        return after[0].isdigit()
     return word[1].lower() in _ABBREVIATIONS or (len(word[1]) == 1 and word[1].isupper() and word[1] != "I")
 
 
-def cut(text: str, start: int, end: int, kept: list[tuple[int, int]]) -> int:
+def cut(text: str, start: int, end: int, kept: list[tuple[int, int]], words: list[int] | None = None) -> int:
     """Where to cut `text[start:end]` in two: behind a clause, else between words, else anywhere; near the middle.
 
-    Not inside the stretches of `kept`, unless they fill the whole; never inside a character with its accents.
+    `words`: positions between words, for languages that write no spaces. Not inside the stretches of `kept`, unless they
+    fill the whole; never inside a character with its accents.
     """
     middle = (start + end) / 2
     length = end - start
 
     def allowed(position: int, margin: float) -> bool:
         low, high = start + max(1, margin * length), end - max(1, margin * length)
-        return low <= position <= high and not any(a < position < b for a, b in kept)
+        return low <= position <= high and not any(a < position < b for a, b in kept) and not _joined(text, position)
 
     def nearest(positions: list[int]) -> int:
         return min(positions, key=lambda p: (abs(p - middle), p))
@@ -215,11 +161,11 @@ def cut(text: str, start: int, end: int, kept: list[tuple[int, int]]) -> int:
     window = text[start:end]
     clauses = [start + m.end() for m in _CLAUSE_END.finditer(window)]
     spaces = [start + m.end() for m in _SPACE.finditer(window)]
-    phrases = [start + m.end() for m in _PHRASE_BORDER.finditer(window)]
+    phrases = words or [start + m.end() for m in _PHRASE_BORDER.finditer(window)]
     for positions, margin in ((clauses, 0.2), (spaces, 0.1), (phrases, 0.1), (spaces, 0.0)):
         if found := [p for p in positions if allowed(p, margin)]:
             return nearest(found)
-    if found := [p for p in range(start + 1, end) if allowed(p, 0.0) and not _joined(text, p)]:
+    if found := [p for p in range(start + 1, end) if allowed(p, 0.0)]:
         return nearest(found)
     borders = [p for p in range(start + 1, end) if not _joined(text, p)]
     return nearest(borders or [(start + end) // 2])

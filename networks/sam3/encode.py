@@ -96,7 +96,10 @@ class AudioTrack:
             self.output = container.add_stream_from_template(self.input)
             self.packets = self._copies()
         else:
-            self.output = container.add_stream(container.default_audio_codec, rate=self.input.rate)
+            # FFmpeg's own Opus encoder is experimental, and Opus knows 48 kHz best.
+            webm = container.default_audio_codec in ("opus", "vorbis")
+            codec, rate = ("libopus", 48000) if webm else (container.default_audio_codec, self.input.rate)
+            self.output = container.add_stream(codec, rate=rate)
             self.output.layout = self.input.layout
             self.packets = self._encoded()
         self.waiting: Any = None

@@ -100,7 +100,7 @@ def _formats_rule(value: str) -> str | None:
 
 @dataclasses.dataclass(kw_only=True)
 class Config(ModelOptions):
-    input: Path | None = item_input("A mesh: GLB, glTF, USD, OBJ, PLY or STL. An existing rig is replaced.")
+    input: Path | None = item_input("A mesh: GLB, glTF, USD, FBX, OBJ, PLY or STL. An existing rig is replaced.")
     format: tuple[str, ...] = option(
         (),
         "usdc, usda, usdz or glb; several with commas. Default usdc, or what --output ends in.",
@@ -387,7 +387,7 @@ def generate(models: Models, item: Config, out: ItemOutput) -> Result:
     if item.preview:
         with run.phase("preview"):
             draw(out, scene, body, armature, weights)
-    return report(run, item, body, rig, unused, facts)
+    return report(item, body, rig, unused, facts)
 
 
 def shown(names: list[str]) -> str:
@@ -537,7 +537,7 @@ def draw(out: ItemOutput, scene: Any, body: Any, armature: Any, weights: Any) ->
     save_png(draw_rig(scene, body, armature, tails, weights), out.file("preview.png", role="preview"))
 
 
-def report(run: Run, item: Config, body: Any, rig: Any, unused: list[str], facts: dict[str, Any]) -> Result:
+def report(item: Config, body: Any, rig: Any, unused: list[str], facts: dict[str, Any]) -> Result:
     return Result(
         report={
             "input": str(item.input),

@@ -55,11 +55,8 @@ def main() -> int:
             raise ConnectionError(done.stderr.strip())
         # A process that a signal ended has its number as a negative code; shells, and exit codes, say 128 more.
         code = done.returncode if done.returncode >= 0 else 128 - done.returncode
-        return (
-            code,
-            done.stderr.strip(),
-            f"{ray.util.get_node_ip_address()} node {ray.get_runtime_context().get_node_id()[:8]}",
-        )
+        node = ray.get_runtime_context().get_node_id()[:8]
+        return code, done.stderr.strip(), f"{ray.util.get_node_ip_address()} node {node}"
 
     def command(index: int) -> list[str]:
         place = args.run.absolute() / f"shard-{index}"

@@ -271,7 +271,7 @@ def test_a_word_without_an_end_is_cut_as_well(language, text):
 
 def test_a_pronunciation_longer_than_the_model_takes_is_divided():
     given_phonemes = "həlˈO " * 120
-    document, made, _ = chunks(f"Say [this](/{given_phonemes.strip()}/) now.", "a", limit=100)
+    _, made, _ = chunks(f"Say [this](/{given_phonemes.strip()}/) now.", "a", limit=100)
     assert all(len(c.phonemes) <= 100 for c in made)
     assert sum(c.phonemes.count("həlˈO") for c in made) >= 100
 

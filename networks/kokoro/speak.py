@@ -15,7 +15,6 @@ from networks.kokoro.speech import Speech
 from networks.kokoro.voices import style_row
 from shared_utils.subtitles import TimedText
 
-
 # Steps of 25 ms by which the sound of a phoneme begins before its duration says. `kokoro.KPipeline` has the same number;
 # measured: onsets after 34 pauses lie within 50 ms with it.
 LEAD = 3

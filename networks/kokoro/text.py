@@ -22,10 +22,13 @@ _CJK = r"\u3040-\u30ff\u3400-\u9fff\uff66-\uff9f\u3001-\u301f\uff01-\uff5e"
 _SENTENCE_END = re.compile(rf"[。！？｡]+[{_CLOSING}]*|[.!?…।॥]+[{_CLOSING}]*(?=\s|$|[{_CJK}])|[…।॥]+(?=[{_CJK}])")
 # A full stop after these does not end a sentence. Also after a single capital letter, and before a small one.
 _ABBREVIATIONS = frozenset(
-    "mr mrs ms dr prof st sr jr vs e.g i.e cf gen col lt capt sgt rev hon gov sen rep mt ft approx dept est sra dra mme mlle"
-    " dott ing".split()
+    re.split(
+        " ",
+        "mr mrs ms dr prof st sr jr vs e.g i.e cf gen col lt capt sgt rev hon gov sen rep mt ft approx dept est sra dra mme"
+        " mlle dott ing",
+    )
 )
-_BEFORE_NUMBERS = frozenset("no nos vol vols fig figs ch sec p pp pág núm art".split())
+_BEFORE_NUMBERS = frozenset(re.split(" ", "no nos vol vols fig figs ch sec p pp pág núm art"))
 _LAST_WORD = re.compile(r"([^\W\d_]+(?:\.[^\W\d_]+)*)$")
 _CLAUSE_END = re.compile(rf"[,;:—–)\]»”](?=\s)|—|[、，；：）」』】]|[,;:](?=[{_CJK}])")
 _SPACE = re.compile(r"\s+")

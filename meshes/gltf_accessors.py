@@ -191,3 +191,9 @@ def _parse(text: bytes, path: Path) -> dict:
         if not version.startswith("2"):
             raise InvalidInputError(f"{path}: glTF version {version[:20]}; only version 2 is supported")
     return check(document, path)
+
+
+def extras_of(entry: dict) -> dict:
+    """The `extras` of a glTF object as a dict."""
+    extras = entry.get("extras", {})
+    return extras if isinstance(extras, dict) else {"value": extras}

@@ -93,8 +93,6 @@ def _apply_glossiness(material: Material, entry: dict, texture) -> None:
 
 
 def _texture(gltf, scene: Scene, info: dict, channel: str, color_space: str) -> Texture | None:
-    from meshes.gltf_read import uv_name
-
     entry = gltf.document["textures"][info["index"]]
     image = entry.get("extensions", {}).get("EXT_texture_webp", {}).get("source", entry.get("source"))
     if image is None:
@@ -137,3 +135,8 @@ def unflip_uv_transform(texture: Texture) -> dict:
     scale = texture.uv_scale
     offset = [texture.uv_offset[0] - scale[1] * sine, 1.0 - texture.uv_offset[1] - scale[1] * cosine]
     return {"offset": offset, "rotation": texture.uv_rotation, "scale": list(scale)}
+
+
+def uv_name(number: int) -> str:
+    """The name of TEXCOORD_<number>, as USD's preview surfaces expect the first one."""
+    return "st" if number == 0 else f"st{number}"

@@ -7,10 +7,22 @@ nodes that lie between them, and bare transforms below them (bone ends, sockets)
 import numpy as np
 
 from meshes.scene import Parts, Skeleton
-from meshes.transforms import decompose
+from meshes.transforms import compose, decompose
 
 # Two skins share a skeleton's bind pose if their inverse bind matrices agree to this part of their size.
 _SAME_BIND = 1e-5
+
+
+def node_transform(entry: dict) -> tuple[np.ndarray, Parts | None]:
+    """The matrix of a glTF node, and the parts it is written as (None where it is written as a matrix)."""
+    if "matrix" in entry:
+        return np.array(entry["matrix"], np.float64).reshape(4, 4).T, None
+    parts = Parts(
+        np.array(entry.get("translation", (0, 0, 0)), np.float64),
+        np.array(entry.get("rotation", (0, 0, 0, 1)), np.float64),
+        np.array(entry.get("scale", (1, 1, 1)), np.float64),
+    )
+    return compose(parts), parts
 
 
 class SkeletonLayout:
@@ -105,8 +117,6 @@ class SkeletonLayout:
         return sorted(members, key=self._rank.get)
 
     def _build(self, members: list[int], place: int, skins: list[int]) -> None:
-        from meshes.gltf_read import node_transform
-
         number = {node: joint for joint, node in enumerate(members)}
         parents = np.array([number.get(self.parents[node], -1) for node in members], np.int32)
         transforms = [node_transform(self.entries[node]) for node in members]

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from meshes.scene import FaceVarying, Mesh, Skin
+from meshes.scene import FaceVarying, Mesh
+from meshes.skinning import influence_table
 from meshes.triangulate import newell_normals, triangulate
 from shared_utils.errors import InvalidInputError
 
@@ -198,17 +199,6 @@ def _add_influences(mesh: Mesh, writer, attributes: dict, point_of: np.ndarray) 
         span = slice(4 * number, 4 * number + 4)
         attributes[f"JOINTS_{number}"] = writer.add_array(joints[point_of, span], "VEC4", _ARRAY_BUFFER)
         attributes[f"WEIGHTS_{number}"] = _vertex_array(writer, weights[point_of, span], "VEC4")
-
-
-def influence_table(skin: Skin, points: int, multiple: int = 4) -> tuple[np.ndarray, np.ndarray]:
-    """The skin as joints [V, N] int32 and weights [V, N] float64, N the largest count rounded up to a multiple (zeros fill)."""
-    counts = np.diff(skin.offsets)
-    width = max(multiple, -(-int(counts.max(initial=0)) // multiple) * multiple)
-    joints, weights = np.zeros((points, width), np.int32), np.zeros((points, width))
-    rows = np.repeat(np.arange(points), counts)
-    columns = np.arange(len(skin.joints)) - np.repeat(skin.offsets[:-1], counts)
-    joints[rows, columns], weights[rows, columns] = skin.joints, skin.weights
-    return joints, weights
 
 
 def _target(shape, points: int, point_of: np.ndarray, writer) -> dict:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from meshes.clips import sample_channel
-from meshes.scene import Animation, Mesh, Parts, Scene, Skeleton
+from meshes.scene import Animation, Mesh, Parts, Scene, Skeleton, Skin
 from meshes.transforms import compose, decompose
 
 
@@ -71,3 +71,32 @@ def world_points(scene: Scene, node: int, poses: dict[int, np.ndarray] | None = 
             worlds[scene.skeleton_node(mesh.skin.skeleton)],
         )
     return points @ matrix[:3, :3].T + matrix[:3, 3]
+
+
+def influences_to_rows(row: np.ndarray, joint: np.ndarray, weight: np.ndarray, points: int) -> tuple:
+    """(offsets, joints, weights) of a Skin from (point, joint, weight) triples in any order.
+
+    Triples of one point stay in order of falling weight (ties: by joint); a joint named twice for a point counts once, with
+    the sum.
+    """
+    order = np.lexsort((joint, row))
+    row, joint, weight = row[order], joint[order], weight[order]
+    first = np.ones(len(row), bool)
+    first[1:] = (row[1:] != row[:-1]) | (joint[1:] != joint[:-1])
+    weight = np.add.reduceat(weight, np.flatnonzero(first)) if len(row) else weight
+    row, joint = row[first], joint[first]
+    order = np.lexsort((joint, -weight, row))
+    offsets = np.zeros(points + 1, np.int32)
+    np.cumsum(np.bincount(row, minlength=points), out=offsets[1:])
+    return offsets, joint[order].astype(np.int32), weight[order]
+
+
+def influence_table(skin: Skin, points: int, multiple: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    """The skin as joints [V, N] int32 and weights [V, N] float64, N the largest count rounded up to a multiple (zeros fill)."""
+    counts = np.diff(skin.offsets)
+    width = max(multiple, -(-int(counts.max(initial=0)) // multiple) * multiple)
+    joints, weights = np.zeros((points, width), np.int32), np.zeros((points, width))
+    rows = np.repeat(np.arange(points), counts)
+    columns = np.arange(len(skin.joints)) - np.repeat(skin.offsets[:-1], counts)
+    joints[rows, columns], weights[rows, columns] = skin.joints, skin.weights
+    return joints, weights

@@ -3,9 +3,9 @@
 import numpy as np
 from pxr import Usd, UsdGeom, UsdShade, UsdSkel
 
-from meshes.gltf_read import influences_to_rows
 from meshes.gltf_skins import unique_names
 from meshes.scene import BlendShape, FaceVarying, InBetween, Mesh, Primvar, Skeleton, Skin
+from meshes.skinning import influences_to_rows
 from meshes.usd_common import from_gf, from_gf_matrices, get_extras, original_name, value_array
 
 _VARYING = ("vertex", "varying", "faceVarying", "uniform", "constant")

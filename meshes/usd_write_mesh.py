@@ -3,8 +3,8 @@
 import numpy as np
 from pxr import Sdf, Usd, UsdGeom, UsdShade, UsdSkel, Vt
 
-from meshes.gltf_write_mesh import influence_table
 from meshes.scene import FaceVarying, Mesh, Primvar
+from meshes.skinning import influence_table
 from meshes.usd_common import NameScope, floats, gf_matrix, ints, legal_name, set_display_name, set_extras
 
 _FLOAT_ARRAYS = {1: Vt.FloatArray, 2: Vt.Vec2fArray, 3: Vt.Vec3fArray, 4: Vt.Vec4fArray}

@@ -15,9 +15,9 @@ from networks.kokoro.speech import Speech
 from networks.kokoro.voices import style_row
 from shared_utils.subtitles import TimedText
 
-# Steps of 25 ms by which the sound of a phoneme begins before its duration says. `kokoro.KPipeline` has the same number;
-# measured: onsets after 34 pauses lie within 50 ms with it.
-LEAD = 3
+# Steps of 25 ms by which the sound of a phoneme begins before its duration says. Measured at 46 pauses in 20 English clips of
+# two voices: with 2 the difference is -3 ms on average, with a standard deviation of 23 ms.
+LEAD = 2
 
 
 class Engine(Protocol):

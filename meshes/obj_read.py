@@ -6,6 +6,7 @@ no number is changed.
 """
 
 import math
+import re
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -46,6 +47,19 @@ _IGNORED |= {
 }
 
 
+# All corners of one form, one a line: by how many numbers they have and how many slashes.
+_NUMBER = r"\d{1,10}"
+_PLAIN = {
+    key: re.compile(rf"(?:{form}\n)*{form}", re.ASCII)
+    for key, form in {
+        (1, 0): _NUMBER,
+        (2, 1): f"{_NUMBER}/{_NUMBER}",
+        (2, 2): f"{_NUMBER}//{_NUMBER}",
+        (3, 2): f"{_NUMBER}/{_NUMBER}/{_NUMBER}",
+    }.items()
+}
+
+
 def read_obj(path: Path) -> Scene:
     """Read a .obj file. Raises InvalidInputError naming the line, or MissingInputError for a picture that is not
     there.
@@ -65,17 +79,37 @@ def _text(data: bytes) -> str:
 
 
 class _Object:
-    """The faces behind one `o` line."""
+    """The faces behind one `o` line: the corners as text until all lines are known, then as indices [L] int64 (-1:
+    none).
+    """
 
     def __init__(self, name: str):
         self.name = name
-        self.sizes: list[int] = []
-        self.points: list[int] = []
-        self.uvs: list[int] = []
-        self.normals: list[int] = []
+        self.lines: list[int] = []
+        self.corners: list[list[str]] = []
+        self.known: list[tuple[int, int, int]] = []  # How many v, vt and vn lines stood before each face.
         self.materials: list[int] = []
         self.smoothing: list[int] = []
         self.groups: dict[str, list[int]] = {}
+        self.points = self.uvs = self.normals = np.zeros(0, np.int64)
+
+    def plain_indices(self) -> np.ndarray | None:
+        """Indices [L, 3] (0: none) if all corners are of one form, such as 1/2/3, with nothing but positive numbers."""
+        tokens = [corner for corners in self.corners for corner in corners]
+        form = re.sub(r"\d+", "1", tokens[0]) if tokens else ""
+        columns = {"1": [0], "1/1": [0, 1], "1//1": [0, 2], "1/1/1": [0, 1, 2]}.get(form)
+        if columns is None:
+            return None
+        slashes = tokens[0].count("/")
+        text = "\n".join(tokens)
+        if not _PLAIN[len(columns), slashes].fullmatch(text):
+            return None
+        table = np.zeros((len(tokens), 3), np.int64)
+        numbers = list(map(int, text.replace("/", " ").split()))
+        if max(numbers) > 2**31:
+            return None
+        table[:, columns] = np.array(numbers, np.int64).reshape(len(tokens), len(columns))
+        return table if (table[:, columns] > 0).all() else None
 
 
 class _ObjReader:
@@ -137,11 +171,11 @@ class _ObjReader:
         elif key == "mtllib":
             self._read_mtl(rest)
         elif key in ("l", "p"):
-            self.lost[{"l": "lines", "p": "points"}[key]] = self.lost.get({"l": "lines", "p": "points"}[key], 0) + 1
+            self._lose({"l": "lines", "p": "points"}[key])
         elif key in _IGNORED:
-            self.lost[f"{key!r} statements"] = self.lost.get(f"{key!r} statements", 0) + 1
+            self._lose(f"{key!r} statements")
         else:
-            self.lost["unknown statements"] = self.lost.get("unknown statements", 0) + 1
+            self._lose("unknown statements")
 
     def _material(self, name: str) -> int:
         if name not in self.materials:
@@ -151,33 +185,52 @@ class _ObjReader:
 
     def _face(self, corners: list[str], number: int) -> None:
         if len(corners) < 3:
-            self.lost["faces with fewer than 3 corners"] = self.lost.get("faces with fewer than 3 corners", 0) + 1
+            self._lose("faces with fewer than 3 corners")
             return
         target = self.objects[-1]
-        counts = (len(self.points), len(self.uvs), len(self.normals))
-        columns = (target.points, target.uvs, target.normals)
-        for corner in corners:
-            parts = corner.split("/")
-            try:
-                numbers = [int(part) if part else 0 for part in parts]
-            except ValueError:
-                self.fail(number, f"{corner[:40]!r} is no face corner")
-            if len(parts) > 3 or max(map(abs, numbers)) > 2**31:
-                self.fail(number, f"{corner[:40]!r} is no face corner")
-            if numbers[0] == 0 or any(part and not value for part, value in zip(parts, numbers, strict=True)):
-                self.fail(number, f"face corner {corner[:40]!r}: indices start at 1")
-            for place, column in enumerate(columns):
-                value = numbers[place] if place < len(numbers) else 0
-                index = value - 1 if value > 0 else counts[place] + value if value < 0 else -1
-                if value and index < 0:
-                    what = ("vertices", "texture coordinates", "normals")[place]
-                    self.fail(number, f"index {value}, there are {counts[place]} {what} so far")
-                column.append(index)
         for group in self.current_groups:
-            target.groups.setdefault(group, []).append(len(target.sizes))
-        target.sizes.append(len(corners))
+            target.groups.setdefault(group, []).append(len(target.lines))
+        target.lines.append(number)
+        target.corners.append(corners)
+        target.known.append((len(self.points), len(self.uvs), len(self.normals)))
         target.materials.append(self.material)
         target.smoothing.append(self.smoothing)
+
+    def _resolve(self, target: _Object) -> None:
+        """Corner texts to indices: all at once where they are plain, else corner by corner."""
+        table = target.plain_indices()
+        if table is None:
+            rows = [
+                self._corner(corner, number, known)
+                for corners, number, known in zip(target.corners, target.lines, target.known, strict=True)
+                for corner in corners
+            ]
+            table = np.array(rows, np.int64).reshape(-1, 3)
+        target.points, target.uvs, target.normals = (table - 1).T
+
+    def _corner(self, corner: str, number: int, known: tuple[int, int, int]) -> list[int]:
+        """One corner as three indices from 1 on (0: none); negative ones count back from the last line before the
+        face.
+        """
+        parts = corner.split("/")
+        try:
+            numbers = [int(part) if part else 0 for part in parts]
+        except ValueError:
+            self.fail(number, f"{corner[:40]!r} is no face corner")
+        if len(parts) > 3 or max(map(abs, numbers)) > 2**31:
+            self.fail(number, f"{corner[:40]!r} is no face corner")
+        if numbers[0] == 0 or any(part and not value for part, value in zip(parts, numbers, strict=True)):
+            self.fail(number, f"face corner {corner[:40]!r}: indices start at 1")
+        for place, value in enumerate(numbers):
+            if value < 0:
+                if known[place] + value < 0:
+                    what = ("vertices", "texture coordinates", "normals")[place]
+                    self.fail(number, f"index {value}, there are {known[place]} {what} so far")
+                numbers[place] = known[place] + value + 1
+        return [*numbers, 0, 0][:3]
+
+    def _lose(self, what: str) -> None:
+        self.lost[what] = self.lost.get(what, 0) + 1
 
     def finish(self) -> Scene:
         """Build the meshes."""
@@ -186,9 +239,11 @@ class _ObjReader:
         normals = self._table(self.normals, 3, "vn")
         for what, count in self.lost.items():
             self.scene.warn(f"{count} {what} are not kept")
-        shown = [thing for thing in self.objects if thing.sizes]
+        shown = [thing for thing in self.objects if thing.lines]
         if not shown:
             shown = self.objects[-1:]
+        for thing in shown:
+            self._resolve(thing)
         for thing in shown:
             mesh = self._mesh(thing, points, colors, uvs, normals, whole=len(shown) == 1)
             if problem := mesh.problem():
@@ -196,7 +251,7 @@ class _ObjReader:
             self.scene.nodes.append(Node(mesh.name, mesh=len(self.scene.meshes)))
             self.scene.meshes.append(mesh)
         if len(shown) > 1:
-            unused = len(points) - len(np.unique(np.concatenate([np.array(t.points, np.int64) for t in shown])))
+            unused = len(points) - len(np.unique(np.concatenate([thing.points for thing in shown])))
             if unused:
                 self.scene.warn(f"{unused} vertices which no face uses are not kept")
         return self.scene
@@ -205,7 +260,10 @@ class _ObjReader:
         try:
             if fill:
                 rows = [row if len(row) >= width else [*row, *["0"] * (width - len(row))] for row in rows]
-            return np.array([row[:width] for row in rows], np.float64).reshape(len(rows), width)
+            if any(len(row) < width for row in rows):
+                raise ValueError("too few")
+            # float() on the words is several times faster than numpy on an array of text.
+            return np.array([float(word) for row in rows for word in row[:width]], np.float64).reshape(len(rows), width)
         except ValueError as error:
             raise InvalidInputError(f"{self.path}: a {what!r} line does not hold {width} numbers") from error
 
@@ -220,7 +278,7 @@ class _ObjReader:
         return points, None
 
     def _mesh(self, thing: _Object, points, colors, uvs, normals, whole: bool) -> Mesh:
-        vertices = np.array(thing.points, np.int64)
+        vertices = thing.points
         if len(vertices) and int(vertices.max()) >= len(points):
             raise InvalidInputError(
                 f"{self.path}: a face names vertex {int(vertices.max()) + 1}, there are {len(points)}"
@@ -228,7 +286,11 @@ class _ObjReader:
         used = np.arange(len(points)) if whole else np.unique(vertices)
         local = np.searchsorted(used, vertices).astype(np.int32)
         mesh = Mesh(
-            thing.name, points[used], np.array(thing.sizes, np.int32), local, np.array(thing.materials, np.int32)
+            thing.name,
+            points[used],
+            np.array(list(map(len, thing.corners)), np.int32),
+            local,
+            np.array(thing.materials, np.int32),
         )
         if (varying := self._varying(thing.uvs, uvs, np.zeros(2), "texture coordinate")) is not None:
             mesh.uv_sets["st"] = varying
@@ -243,11 +305,10 @@ class _ObjReader:
                 mesh.sharp_edges = _edges_between(mesh, smoothing)
         return mesh
 
-    def _varying(self, indices: list[int], values: np.ndarray, missing: np.ndarray, what: str) -> FaceVarying | None:
+    def _varying(self, index: np.ndarray, values: np.ndarray, missing: np.ndarray, what: str) -> FaceVarying | None:
         """Values by corner; corners without one take `missing`. Only the rows in use are kept. None if there are
         none.
         """
-        index = np.array(indices, np.int64)
         if not len(index) or int(index.max()) < 0:
             return None
         if int(index.max()) >= len(values):

@@ -102,6 +102,8 @@ def test_objects_become_meshes_and_unused_vertices_are_named(tmp_path):
         ("once upon a time\n", "no OBJ statement"),
         (b"v 0 0 0\x00\x00\x00", "no OBJ text"),
         ("v 0 0 0\nv 1 0 0\nv 0 1 0\nf 99999999999999999999 1 2\n", "is no face corner"),
+        ("v 0 0 0\nv 1 0 0\nv 0 1 0\nf " + "9" * 5000 + " 1 2\n", "is no face corner"),
+        ("v 0 0 0\nv 1 0 0\nv 0 1 0\nf 4000000000 1 2\n", "is no face corner"),
     ],
 )
 def test_obj_faults_are_named(tmp_path, text, says):

@@ -219,6 +219,42 @@ def test_a_larger_job_never_needs_less():
     assert peak(number_bytes=4) > peak()
 
 
+@pytest.mark.slow
+def test_estimates_are_a_little_above_what_the_full_size_networks_take():
+    """Peaks of the real shapes, traced with tensors that have sizes and no contents."""
+    import torch
+    from diffusers import AutoencoderKL, ZImageTransformer2DModel
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.distributed._tools.mem_tracker import MemTracker
+
+    def peak(network, call) -> int:
+        tracker = MemTracker()
+        tracker.track_external(network)
+        with torch.no_grad(), tracker:
+            call()
+        weights = sum(p.numel() * p.element_size() for p in network.parameters())
+        return max(tracker.get_tracker_snapshot("peak")[torch.device("cpu")].values()) - weights
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        vae = AutoencoderKL(
+            latent_channels=16,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        ).to(torch.bfloat16)
+        latents = torch.empty(1, 16, 128, 128, dtype=torch.bfloat16)
+        decoding = peak(vae, lambda: vae.decode(latents))
+        transformer = ZImageTransformer2DModel(n_layers=2).to(torch.bfloat16)
+        image = torch.empty(16, 1, 128, 128, dtype=torch.bfloat16)
+        words = torch.empty(512, 2560, dtype=torch.bfloat16)
+        denoising = peak(transformer, lambda: transformer([image] * 2, torch.rand(2), [words] * 2))
+    assert 1.1 < planning.Work().decode_bytes(tiled=False) / decoding < 1.6
+    assert 1.1 < planning.Work(images=2).denoise_bytes() / denoising < 1.6
+
+
 def test_images_at_a_time():
     sizes, work = planning.Sizes(), planning.Work()
     plan = planning.choose_plan(80 * GB, "cuda", "auto", "auto", "auto", sizes, work)[0]

@@ -126,7 +126,7 @@ def generate(run: Run, item: Config, out: ItemOutput) -> Result:
     import numpy as np
 
     from meshes.corrective_bake import bake_mesh, deform_bones
-    from meshes.io import read_scene, write_scene
+    from meshes.io import read_scene, write_staged
 
     with run.phase("read"):
         scene = read_scene(item.input)
@@ -160,8 +160,8 @@ def generate(run: Run, item: Config, out: ItemOutput) -> Result:
     suffix = item.output.suffix.lower() if item.output else f".{item.format or 'usdc'}"
     primary = out.primary(f"{item.input.stem}_corrected{suffix}")
     with run.phase("write"):
-        write_scene(scene, primary)
-        check_written(primary, scene)
+        for warning in write_staged(scene, primary, out, lambda path: check_written(path, scene)):
+            run.warn(warning)
     if item.preview:
         with run.phase("preview"):
             draw(results, out)

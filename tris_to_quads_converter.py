@@ -104,6 +104,7 @@ def check(item: Config) -> None:
 def generate(run: Run, item: Config, out: ItemOutput) -> Result:
     from meshes.io import read_scene
 
+    earlier = dict(run.report.seconds)
     with run.phase("read"):
         scene = read_scene(item.input)
     for warning in scene.warnings:
@@ -115,14 +116,15 @@ def generate(run: Run, item: Config, out: ItemOutput) -> Result:
     suffix = item.output.suffix.lower() if item.output else f".{item.format or 'usdc'}"
     primary = out.primary(f"{item.input.stem}_quads{suffix}")
     with run.phase("write"):
-        write(run, scene, primary, suffix)
+        write(run, scene, primary, suffix, out)
     faces = sum(len(mesh.face_sizes) for mesh in scene.meshes)
     if item.preview and faces > PICTURE_FACES:
         run.info(f"no preview: more than {PICTURE_FACES} faces")
     elif item.preview:
         with run.phase("preview"):
             draw(scene, before, out)
-    return Result(report=summary(run, scene, chosen, reports))
+    seconds = {name: round(value - earlier.get(name, 0.0), 3) for name, value in run.report.seconds.items()}
+    return Result(report=summary(run, scene, chosen, reports) | {"phase_seconds": seconds})
 
 
 def choose_meshes(scene: Any, item: Config) -> list[int]:
@@ -163,20 +165,23 @@ def pair(run: Run, scene: Any, chosen: list[int], item: Config) -> list[Any]:
     return [report for _, report in done]
 
 
-def write(run: Run, scene: Any, path: Path, suffix: str) -> None:
+def write(run: Run, scene: Any, path: Path, suffix: str, out: ItemOutput) -> None:
     """Write the scene and read it again: every face must have arrived. Raises `PostConditionError`."""
-    from meshes.io import read_scene, write_scene
+    from meshes.io import read_scene, write_staged
 
     if suffix == ".glb":
         run.warn("glTF knows triangles only: each quad is written as two of them (usdc, usdz and obj keep quads)")
-    known = len(scene.warnings)
-    write_scene(scene, path)
-    for warning in scene.warnings[known:]:
+
+    def check_faces(written: Path) -> None:
+        # As shown: OBJ writes a mesh once for every place it stands at.
+        faces = [
+            sum(len(s.meshes[mesh].face_sizes) for _, mesh in s.mesh_nodes()) for s in (scene, read_scene(written))
+        ]
+        if suffix != ".glb" and faces[0] != faces[1]:
+            raise PostConditionError(f"{written.name}: {faces[1]} of {faces[0]} faces arrived in the file")
+
+    for warning in write_staged(scene, path, out, check_faces):
         run.warn(warning)
-    if suffix != ".glb":
-        faces = [sum(len(mesh.face_sizes) for mesh in s.meshes) for s in (scene, read_scene(path))]
-        if faces[0] != faces[1]:
-            raise PostConditionError(f"{path.name}: {faces[1]} of {faces[0]} faces arrived in the file")
 
 
 def draw(scene: Any, before: dict[int, Any], out: ItemOutput) -> None:
@@ -209,7 +214,6 @@ def summary(run: Run, scene: Any, chosen: list[int], reports: list[Any]) -> dict
         "ratio": total["objective"] / total["bound"] if total["bound"] > 0 else 1.0,
         "optimal": all(report.optimal for report in reports),
         "complete": all(report.complete for report in reports),
-        "phase_seconds": {name: round(value, 3) for name, value in run.report.seconds.items()},
         "meshes": [
             {"name": scene.meshes[i].name, **report.as_dict()} for i, report in zip(chosen, reports, strict=True)
         ],

@@ -1,10 +1,13 @@
 """Reading and writing scenes by file name ending."""
 
+import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from meshes.scene import Scene
 from shared_utils.errors import InvalidInputError, MissingInputError, UsageError
+from shared_utils.output_dir import ItemOutput
 
 READABLE = (".glb", ".gltf", ".usd", ".usda", ".usdc", ".usdz", ".obj", ".ply", ".stl", ".fbx")
 WRITABLE = (".usdc", ".usda", ".usdz", ".glb", ".obj")
@@ -89,3 +92,21 @@ def write_scene(
 
         return Written(*write_obj(scene, path, companions, final.stem))
     raise UsageError(f"{path}: cannot write files ending in {suffix or 'nothing'}; writable: {' '.join(WRITABLE)}")
+
+
+def write_staged(
+    scene: Scene, partial: Path, out: ItemOutput, check: Callable[[Path], None] = lambda path: None
+) -> list[str]:
+    """Write a scene as a result of a script; return what its format could not hold, one line each.
+
+    It is made under its final name in a hidden folder beside, with its pictures, where `check` can read it back; then it
+    takes the partial path that `out` handed out, and what lies beside it is staged along. Raises as `write_scene`.
+    """
+    with tempfile.TemporaryDirectory(dir=partial.parent, prefix=".partial-") as folder:
+        trial = Path(folder) / out.final(partial).name
+        written = write_scene(scene, trial)
+        check(trial)
+        trial.replace(partial)
+        for companion in sorted(Path(folder).iterdir()):
+            companion.replace(out.beside(partial, companion.name, role="companion"))
+    return written.warnings

@@ -118,7 +118,7 @@ class BlossomSearch(BlossomForest):
                 continue
             start = len(scan)
             self._members(child, scan)
-            for w in itertools.islice(scan, start, None):
+            for w in scan[start:]:
                 y[w] += 2 * clock
                 vertex_label[w] = S
         self.size[new] = size
@@ -174,7 +174,7 @@ class BlossomSearch(BlossomForest):
                 tree.append(child)
             start = len(scan)
             self._members(child, scan)
-            for v in itertools.islice(scan, start, None):
+            for v in scan[start:]:
                 outer[v] = child
                 y[v] += 2 * clock
                 vertex_label[v] = S
@@ -183,7 +183,7 @@ class BlossomSearch(BlossomForest):
                 label[child] = FREE
             start = len(released)
             self._members(child, released)
-            for v in itertools.islice(released, start, None):
+            for v in released[start:]:
                 outer[v] = child
                 y[v] += clock
                 vertex_label[v] = FREE
@@ -224,6 +224,8 @@ class BlossomSearch(BlossomForest):
         n, y, mate, base = self.n, self.y, self.mate, self.base
         neighbour, weight, vertex_label = self.neighbour, self.weight, self.vertex_label
         outer, merged, outer_of = self.outer, self.merged, self._outer
+        tree_from, tree_to = self.tree_from, self.tree_to
+        heappush, heappop = heapq.heappush, heapq.heappop
         arcs = DEGREE * n
         heap: list[int] = []
         tight: list[int] = []  # arcs that are tight already, in the order they were found
@@ -233,41 +235,32 @@ class BlossomSearch(BlossomForest):
         others: list[int] = []  # the vertices that were T at some time
         clock = scanned = processed = 0
         lowest, lowest_vertex = y[root], root
-        check = CHECK_EVERY
+        check = CHECK_EVERY if limit is None else min(limit, CHECK_EVERY)
         done = False
 
         def label_s(b: int) -> None:
-            if b < n:
-                y[b] += clock
-                vertex_label[b] = S
-                scan.append(b)
-                return
-            tree.append(b)
-            self.label[b] = S
-            self.z[b] -= 2 * clock
+            if b >= n:
+                tree.append(b)
+                self.label[b] = S
+                self.z[b] -= 2 * clock
             start = len(scan)
             self._members(b, scan)
-            for v in itertools.islice(scan, start, None):
+            for v in scan[start:]:
                 y[v] += clock
                 vertex_label[v] = S
 
         def label_t(b: int, edge_from: int, edge_to: int) -> None:
-            self.tree_from[b], self.tree_to[b] = edge_from, edge_to
-            if b < n:
-                y[b] -= clock
-                vertex_label[b] = T
-                others.append(b)
-                return
+            tree_from[b], tree_to[b] = edge_from, edge_to
             tree.append(b)
             self.label[b] = T
             self.z[b] += 2 * clock
             self._descend(b, edge_to)
             start = len(others)
             self._members(b, others)
-            for v in itertools.islice(others, start, None):
+            for v in others[start:]:
                 y[v] -= clock
                 vertex_label[v] = T
-            heapq.heappush(heap, ((self.z[b] >> 1) << EVENT_BITS) | (arcs + b - n))
+            heappush(heap, ((self.z[b] >> 1) << EVENT_BITS) | (arcs + b - n))
 
         label_s(outer_of(root))
         while True:
@@ -276,7 +269,9 @@ class BlossomSearch(BlossomForest):
                 scanned += 1
                 if y[u] < lowest:
                     lowest, lowest_vertex = y[u], u
-                b = outer_of(u)
+                b = outer[u]
+                if merged[b] != b:
+                    b = outer_of(u)
                 reduced = y[u] - clock
                 for a in range(DEGREE * u, DEGREE * u + DEGREE):
                     v = neighbour[a]
@@ -293,24 +288,22 @@ class BlossomSearch(BlossomForest):
                     if slack == 0:
                         tight.append(a)
                     elif clock + slack <= lowest:
-                        heapq.heappush(heap, ((clock + slack) << EVENT_BITS) | a)
+                        heappush(heap, ((clock + slack) << EVENT_BITS) | a)
             if processed < len(tight):
                 event = tight[processed]
                 processed += 1
             elif heap and heap[0] >> EVENT_BITS <= lowest:
-                key = heapq.heappop(heap)
+                key = heappop(heap)
                 clock, event = key >> EVENT_BITS, key & EVENT_MASK
             else:
                 clock = lowest
                 self._flip(lowest_vertex, -1)
                 done = True
                 break
-            if len(scan) > check:
-                check += CHECK_EVERY
-                if time.time() > deadline:
+            if scanned > check:
+                check = scanned + CHECK_EVERY if limit is None else min(limit, scanned + CHECK_EVERY)
+                if time.time() > deadline or (limit is not None and scanned > limit):
                     break
-            if limit is not None and len(scan) > limit:
-                break
 
             if event >= arcs:
                 b = event - arcs + n
@@ -319,7 +312,7 @@ class BlossomSearch(BlossomForest):
                     due: list[int] = []
                     self._expand(b, clock, tree, scan, released, due)
                     for t in due:
-                        heapq.heappush(heap, ((self.z[t] >> 1) << EVENT_BITS) | (arcs + t - n))
+                        heappush(heap, ((self.z[t] >> 1) << EVENT_BITS) | (arcs + t - n))
                     for v in released:
                         for a in range(DEGREE * v, DEGREE * v + DEGREE):
                             u = neighbour[a]
@@ -328,7 +321,7 @@ class BlossomSearch(BlossomForest):
                             if vertex_label[u] == S:
                                 slack = y[v] + y[u] - clock - weight[a]
                                 if clock + slack <= lowest:
-                                    heapq.heappush(heap, ((clock + slack) << EVENT_BITS) | a)
+                                    heappush(heap, ((clock + slack) << EVENT_BITS) | a)
                 continue
 
             u, v = event // DEGREE, neighbour[event]
@@ -357,7 +350,19 @@ class BlossomSearch(BlossomForest):
                 break
             if vertex_label[partner] == WALL:
                 break
-            label_t(bv, u, v)
-            label_s(outer[partner])
+            if bv < n:  # label_t and label_s once more, for the most frequent case
+                tree_from[v], tree_to[v] = u, v
+                y[v] -= clock
+                vertex_label[v] = T
+                others.append(v)
+            else:
+                label_t(bv, u, v)
+            b = outer[partner]
+            if b < n:
+                y[b] += clock
+                vertex_label[b] = S
+                scan.append(b)
+            else:
+                label_s(b)
         self._finish(clock, tree, fresh, scan, others)
         return done

@@ -343,8 +343,9 @@ def load(config: Config, run: Run) -> Model:
         graph = graph_for(config, checkpoint) if config.engine == "onnx" else None
     engine_name = "onnx" if graph is not None and config.engine != "torch" else "torch"
     shelf = VoiceShelf(voices)
-    for name in sorted(voice_names(run.items)):
-        shelf.read(name)  # an unknown one is said before the model is loaded
+    if len(run.items) == 1:  # in a batch an unknown voice is that item's failure
+        for name in sorted(voice_names(run.items)):
+            shelf.read(name)
     with run.phase("load", engine=engine_name):
         if engine_name == "onnx":
             from networks.kokoro.onnx_engine import OnnxKokoro

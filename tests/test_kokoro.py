@@ -328,7 +328,7 @@ def test_smoke_test(tmp_path):
     assert Image.open(by_role["preview"]).format == "PNG"
     (folder,) = (tmp_path / "output").iterdir()
     trace = json.loads((folder / "opentelemetry_trace.json").read_text())
-    names = {span["name"] for span in trace["spans"]}
+    names = {span["name"] for root in trace["spans"] for span in root["children"]}
     assert {f"kokoro_tts.{step}" for step in ("load", "phonemize", "synthesize", "save")} <= names
     assert "Hello" not in (folder / "opentelemetry_trace.json").read_text()
 
@@ -436,7 +436,11 @@ def test_what_cannot_be_done_is_said_in_one_line(tmp_path, arguments, code, mess
     assert result.returncode == code, result.stderr
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and message in errors[0] and "Traceback" not in result.stderr
-    assert result.stdout == "" and not list(tmp_path.glob("output/*"))
+    assert not list(tmp_path.glob("output/*"))
+    if "--json" in arguments:
+        assert json.loads(result.stdout)["exit_code"] == code
+    else:
+        assert result.stdout == ""
 
 
 def test_without_the_hub_the_way_around_is_named(tmp_path):

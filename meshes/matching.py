@@ -159,6 +159,8 @@ def _solve(
     if len(tasks) == 1:
         return _search_part(tasks[0])
     state = Blossoms.flat(np.full(n, -1, np.int64), y)
+    if time.time() > deadline:  # not even time to start processes
+        return BlossomSearch(*_arcs(n, edges, weights), state)
     solved: list[Blossoms | None] = [None] * len(tasks)
     done = 0
     for index, result in _run(tasks, workers):

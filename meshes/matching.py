@@ -39,7 +39,7 @@ from meshes.matching_fractional import (
 from meshes.matching_search import BlossomSearch
 
 EXACT = 20_000  # vertices of a component which is always solved to the optimum
-PART = 30_000  # vertices
+PART = 60_000  # vertices
 SEARCH_LIMITS = (300, 1_000, 3_000, 10_000)  # labelled vertices: near partners first, then farther ones
 SWEEPS = 2  # of the relaxation, with other patches each time
 

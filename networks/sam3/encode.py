@@ -100,7 +100,9 @@ class AudioTrack:
             webm = container.default_audio_codec in ("opus", "vorbis")
             codec, rate = ("libopus", 48000) if webm else (container.default_audio_codec, self.input.rate)
             self.output = container.add_stream(codec, rate=rate)
-            self.output.layout = self.input.layout
+            # Bare samples name no layout, only a number of channels.
+            self.layout = {1: "mono", 2: "stereo"}.get(self.input.channels, self.input.layout.name)
+            self.output.layout = self.layout
             self.packets = self._encoded()
         self.waiting: Any = None
 
@@ -129,13 +131,19 @@ class AudioTrack:
 
     def _encoded(self) -> Iterator[tuple[Fraction, Any]]:
         begins = self.begin
+        context = self.output.codec_context
+        # The encoder's own sample format, rate and frame length, whatever the sound comes in.
+        formats = [f.name for f in context.codec.audio_formats]
+        context.format = "fltp" if "fltp" in formats else formats[0]
+        fitted = av.AudioResampler(context.format, self.layout, context.sample_rate, 1024)
         for frame in self.source.decode(self.input):
             begins = frame.pts * frame.time_base
             if not self.whole and (begins < self.begin or begins >= self.end):
                 continue
             frame.pts -= round(self.begin / frame.time_base)
-            for packet in self.output.encode(frame):
-                yield begins, packet
+            for part in fitted.resample(frame):
+                for packet in self.output.encode(part):
+                    yield begins, packet
         for packet in self.output.encode(None):
             yield begins, packet
 

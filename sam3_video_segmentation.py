@@ -72,17 +72,8 @@ except ModuleNotFoundError as error:
 WEIGHTS = {
     "model": Weights(
         "facebook/sam3",
-        allow_patterns=(
-            "config.json",
-            "model*.safetensors*",
-            "processor_config.json",
-            "preprocessor_config.json",
-            "video_preprocessor_config.json",
-            "tokenizer*.json",
-            "special_tokens_map.json",
-            "vocab.json",
-            "merges.txt",
-        ),
+        # Not the checkpoint in the original layout (sam3.pt) that lies beside.
+        allow_patterns=("*.json", "model*.safetensors", "*.txt"),
         licence="SAM License",
         size_gb=3.4,
         memory_gb=4.0,

@@ -134,6 +134,7 @@ def test_makes_a_voice_that_the_speaker_reads(walk, warm, checkpoint, tmp_path, 
     assert spoken.returncode == 0, spoken.stderr
 
 
+@pytest.mark.slow
 def test_resumed_search_is_the_same_search(walk, warm, checkpoint, tmp_path):
     whole = walk(*SHORT, "--step-limit", 9, "--resume", "whole")
     assert whole.returncode == 0, whole.stderr
@@ -155,6 +156,7 @@ def test_resumed_search_is_the_same_search(walk, warm, checkpoint, tmp_path):
     assert (tmp_path / "parts" / "voice.pt").read_bytes() == (tmp_path / "whole" / "voice.pt").read_bytes()
 
 
+@pytest.mark.slow
 def test_folder_of_clips_and_time_limit(walk, tmp_path):
     clips = tmp_path / "clips" / "deep"
     clips.mkdir(parents=True)
@@ -168,6 +170,7 @@ def test_folder_of_clips_and_time_limit(walk, tmp_path):
     assert walk("--target-folder", "clips").returncode == 66
 
 
+@pytest.mark.slow
 def test_chooses_the_closest_voice_and_mixes(walk, tmp_path):
     done = walk(
         "me.wav",
@@ -185,6 +188,7 @@ def test_chooses_the_closest_voice_and_mixes(walk, tmp_path):
     assert run_record(tmp_path / "output")["model"]
 
 
+@pytest.mark.slow
 def test_what_it_refuses(walk, tmp_path):
     soundfile.write(tmp_path / "short.wav", buzz(0.3), RATE)
     (tmp_path / "text.wav").write_text("no sound")

@@ -222,6 +222,7 @@ def test_video_frames_are_those_on_screen_at_the_sampling_times(tmp_path):
     assert len(frames) == 3 and times[0] == 0 and times[-1] == pytest.approx(2.6, abs=0.01)
 
 
+@pytest.mark.slow
 def test_asks_about_a_video(ask, tmp_path):
     clip(tmp_path / "v.mp4", [k / 10 for k in range(12)])
     done = ask("v.mp4", "what happens?", "--fps", 5, "--json")
@@ -359,6 +360,7 @@ def test_interrupt_keeps_what_was_said(warm, checkpoint, tmp_path):
     assert kept.read_text() and done.stdout.startswith(kept.read_text()[:20])
 
 
+@pytest.mark.slow
 def test_smoke_test_as_a_real_process(tmp_path):
     done = run(SCRIPT, "--smoke-test", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

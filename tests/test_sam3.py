@@ -370,7 +370,6 @@ def test_bad_input_has_its_code_and_leaves_nothing(segment, tmp_path):
         (["ok.mp4", *person, "--mask-color", "nocolour"], 2),
         (["ok.mp4", *person, "--background", "red"], 2),
         (["ok.mp4", *person, "-o", "x.avi"], 2),
-        (["ok.mp4", *person, "--dtype", "fp16"], 69),
     ]
     before = everything_in(tmp_path)
     for args, code in cases:
@@ -412,7 +411,8 @@ def test_batches_resume_and_have_a_folder_each(segment, tmp_path):
     video(tmp_path / "broken.mp4", 3)
     again = segment(*flags)
     assert again.returncode == 0, again.stderr
-    assert [line["status"] for line in json_lines(again.stdout)] == ["skipped", "ok", "skipped"]
+    states = {line["index"]: line["status"] for line in json_lines(again.stdout)}
+    assert states == {0: "skipped", 1: "ok", 2: "skipped"}
 
 
 def test_gated_weights(warm, checkpoint, tmp_path):
@@ -429,6 +429,7 @@ def test_gated_weights(warm, checkpoint, tmp_path):
         assert warm.run(*args, cwd=tmp_path, **env).returncode == 0 and not hub.log
 
 
+@pytest.mark.slow
 def test_a_terminated_run_leaves_no_half_video(warm, checkpoint, tmp_path):
     video(tmp_path / "clip.mp4", 400)
     child = warm.start(SCRIPT, "clip.mp4", "--prompt", "person", "--model", checkpoint, *FP32, cwd=tmp_path)

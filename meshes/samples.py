@@ -3,7 +3,7 @@
 import numpy as np
 
 from meshes.scene import FaceVarying, Material, Mesh, Node, Scene, Skeleton, Skin
-from meshes.skin_bake import compressed_rows, limit
+from meshes.weight_rows import compressed_rows, limit
 
 
 def limb(bones: int = 12, rings: int = 64, segments: int = 32, influences: int = 4, height: float = 2.0) -> Scene:

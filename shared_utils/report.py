@@ -17,6 +17,7 @@ SCHEMA = "generation-scripts/result/1"
 # Distributions whose version decides a result; recorded when the run imported them: module -> distribution.
 _PACKAGES = {
     "numpy": "numpy",
+    "numba": "numba",
     "scipy": "scipy",
     "torch": "torch",
     "torchvision": "torchvision",
@@ -26,7 +27,6 @@ _PACKAGES = {
     "av": "av",
     "pxr": "usd-core",
     "pygltflib": "pygltflib",
-    "pymatching": "pymatching",
     "kokoro": "kokoro",
     "misaki": "misaki",
     "onnxruntime": "onnxruntime",

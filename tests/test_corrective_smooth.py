@@ -13,15 +13,13 @@ from meshes.samples import limb
 from meshes.scene import Mesh, Skin
 from meshes.skin_bake import (
     SOLVERS,
-    compressed_rows,
-    dense_rows,
-    limit,
     pose_transforms,
     random_rotations,
     skin_points,
     solve_weights,
 )
 from meshes.smoothing import CorrectiveSmooth, SmoothSettings
+from meshes.weight_rows import compressed_rows, dense_rows, limit
 
 SCRIPT = "corrective_smooth_baker.py"
 

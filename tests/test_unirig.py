@@ -40,7 +40,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def warm():
-    imports = ("torch", "from transformers import OPTForCausalLM", "trimesh", "numba", "scipy.spatial")
+    imports = ("torch", "from transformers import OPTForCausalLM", "trimesh", "scipy.spatial")
     with Warm(*imports) as server:
         yield server
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from meshes.scene import Mesh, Node, Scene, Skeleton, Skin
-from meshes.skin_bake import compressed_rows, limit
+from meshes.weight_rows import compressed_rows, limit
 from networks.unirig.mesh_prep import triangulate
 from networks.unirig.robust_transfer import transfer_weights
 from networks.unirig.tokenizer import ZERO_LENGTH

@@ -8,7 +8,6 @@
 #     "opentelemetry-sdk>=1.40",
 #     "pillow>=11.0",
 #     "psutil>=6.0",
-#     "pygltflib>=1.16",
 #     "scipy>=1.14",
 #     "tqdm>=4.67",
 #     "usd-core>=25.5",

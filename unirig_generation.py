@@ -10,7 +10,6 @@
 #     "opentelemetry-sdk>=1.40",
 #     "pillow>=11.0",
 #     "psutil>=6.0",
-#     "pygltflib>=1.16",
 #     "pyyaml>=6.0.2",
 #     "safetensors>=0.5",
 #     "scipy>=1.14",

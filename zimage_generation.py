@@ -7,6 +7,7 @@
 #     "diffusers>=0.42",
 #     "filelock>=3.16",
 #     "huggingface-hub>=1.5",
+#     "numpy>=2.0",
 #     "opentelemetry-exporter-otlp-proto-http>=1.40",
 #     "opentelemetry-sdk>=1.40",
 #     "peft>=0.17",

@@ -26,7 +26,6 @@ _PACKAGES = {
     "PIL": "pillow",
     "av": "av",
     "pxr": "usd-core",
-    "pygltflib": "pygltflib",
     "kokoro": "kokoro",
     "misaki": "misaki",
     "onnxruntime": "onnxruntime",

@@ -4,13 +4,11 @@
 #     "cyclopts>=4.0",
 #     "filelock>=3.16",
 #     "matplotlib>=3.9",
-#     "numba>=0.61",
 #     "numpy>=2.0",
 #     "opentelemetry-exporter-otlp-proto-http>=1.40",
 #     "opentelemetry-sdk>=1.40",
 #     "pillow>=11.0",
 #     "psutil>=6.0",
-#     "pygltflib>=1.16",
 #     "tqdm>=4.67",
 #     "usd-core>=25.5",
 # ]

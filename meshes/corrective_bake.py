@@ -23,6 +23,7 @@ from shared_utils.errors import InvalidInputError, PostConditionError
 
 # The share of the training poses drawn anew for choosing (validation) and for the report (test), and their least number.
 HELD_OUT_SHARE, HELD_OUT_MIN = 0.25, 20
+MIN_POSES = 80
 CENTIMETRES_PER_METRE = 100.0
 
 
@@ -102,6 +103,64 @@ def weld(mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
     return first, group.ravel()
 
 
+@dataclass
+class Poses:
+    """P poses of a mesh: bone transforms [P, B, 3, 4] in its space, skinned points [P, W, 3], and the same smoothed."""
+
+    transforms: np.ndarray
+    skinned: np.ndarray
+    smoothed: np.ndarray
+
+
+class PosedMesh:
+    """A skinned mesh with its points welded, which can be posed at random.
+
+    `first`, `group`: see `weld`. `bones` [B] are the joints with weights on it, `moving` those that poses turn; `original` [W, B]
+    are its weights, `weighted` [W] says which points have any. `mask` [V] 0..1 scales the smoothing. Raises `InvalidInputError`
+    for a bind transform that cannot be inverted.
+    """
+
+    def __init__(
+        self, mesh: Mesh, skeleton: Skeleton, moving: np.ndarray, smooth: SmoothSettings, mask: np.ndarray | None = None
+    ):
+        skin = mesh.skin
+        self.skeleton, self.moving, self.bind_transform = skeleton, moving, skin.bind_transform
+        self.to_mesh = _inverse(skin.bind_transform, f"mesh {mesh.name!r}: its bind transform")
+        for joint in range(len(skeleton.joints)):
+            _inverse(skeleton.bind[joint], f"joint {skeleton.joints[joint]!r}: its bind matrix")
+        self.first, self.group = weld(mesh)
+        self.points = mesh.points[self.first]
+        every = dense_rows(skin.offsets, skin.joints, skin.weights, len(skeleton.joints))[self.first]
+        self.bones = np.flatnonzero(every.max(axis=0, initial=0) > 0)
+        self.original = limit(every[:, self.bones], 0)
+        self.weighted = self.original.sum(axis=1) > 0
+        self.smooth = CorrectiveSmooth(
+            self.points,
+            mesh.face_sizes,
+            self.group[mesh.face_vertices],
+            smooth,
+            None if mask is None else mask[self.first],
+        )
+
+    def draw(self, rng: np.random.Generator, count: int, twist_angle: float) -> Poses:
+        """`count` poses with every moving joint turned about a random axis by up to `twist_angle` degrees."""
+        joints = len(self.skeleton.joints)
+        rotations = np.tile(np.eye(3), (count, joints, 1, 1))
+        rotations[:, self.moving] = random_rotations(rng, count, len(self.moving), math.radians(twist_angle))
+        full = np.zeros((count, joints, 4, 4))
+        full[:, :, :3] = pose_transforms(self.skeleton.bind, self.skeleton.parents, rotations)
+        full[:, :, 3, 3] = 1
+        transforms = np.ascontiguousarray((self.to_mesh @ full[:, self.bones] @ self.bind_transform)[:, :, :3])
+        skinned = self.skin(self.original, transforms)
+        return Poses(transforms, skinned, self.smooth.apply_all(skinned))
+
+    def skin(self, weights: np.ndarray, transforms: np.ndarray) -> np.ndarray:
+        """Skinned shapes [P, W, 3] for weights [W, B]; a point without weights stays where it is."""
+        posed = skin_points(self.points, *compressed_rows(weights), transforms)
+        posed[:, ~self.weighted] = self.points[~self.weighted]
+        return posed
+
+
 def bake_mesh(
     mesh: Mesh,
     skeleton: Skeleton,
@@ -120,81 +179,68 @@ def bake_mesh(
     Raises `InvalidInputError` for a bind transform that cannot be inverted and `PostConditionError` when the result is worse
     than the original.
     """
-    skin = mesh.skin
-    to_mesh = _inverse(skin.bind_transform, f"mesh {mesh.name!r}: its bind transform")
-    for joint in moving:
-        _inverse(skeleton.bind[joint], f"joint {skeleton.joints[joint]!r}: its bind matrix")
-    first, group = weld(mesh)
-    points = mesh.points[first]
-    every = dense_rows(skin.offsets, skin.joints, skin.weights, len(skeleton.joints))[first]
-    bones = np.flatnonzero(every.max(axis=0) > 0)
-    original = limit(every[:, bones], 0)
-    weighted = original.sum(axis=1) > 0
-    smooth = CorrectiveSmooth(
-        points, mesh.face_sizes, group[mesh.face_vertices], settings.smooth, None if mask is None else mask[first]
-    )
-
-    def draw(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        rotations = np.tile(np.eye(3), (count, len(skeleton.joints), 1, 1))
-        rotations[:, moving] = random_rotations(rng, count, len(moving), math.radians(settings.twist_angle))
-        full = np.zeros((count, len(skeleton.joints), 4, 4))
-        full[:, :, :3] = pose_transforms(skeleton.bind, skeleton.parents, rotations)
-        full[:, :, 3, 3] = 1
-        transforms = np.ascontiguousarray((to_mesh @ full[:, bones] @ skin.bind_transform)[:, :, :3])
-        posed = _posed(points, original, transforms, weighted)
-        return transforms, posed, smooth.apply_all(posed)
-
-    count = settings.poses or max(math.ceil(len(moving) * settings.quality), 80)
+    posed = PosedMesh(mesh, skeleton, moving, settings.smooth, mask)
+    count = settings.poses or max(math.ceil(len(moving) * settings.quality), MIN_POSES)
     held_out = max(HELD_OUT_MIN, round(count * HELD_OUT_SHARE))
-    transforms, posed, targets = draw(count)
-    chosen = weighted & _range(
-        settings, posed, targets, centimetres_per_unit, None if selection is None else selection[first]
+    train = posed.draw(rng, count, settings.twist_angle)
+    chosen = posed.weighted & _range(
+        settings, train, centimetres_per_unit, None if selection is None else selection[posed.first]
     )
-    baked = limit(original, settings.influences)
     solved = solve_weights(
-        points[chosen],
-        targets[:, chosen],
-        transforms,
-        original[chosen],
+        posed.points[chosen],
+        train.smoothed[:, chosen],
+        train.transforms,
+        posed.original[chosen],
         influences=settings.influences,
         solver=settings.solver,
         prune=settings.prune,
         progress=progress,
     )
-    transforms, _, targets = draw(held_out)
-    limited_error = _errors(points[chosen], baked[chosen], transforms, targets[:, chosen]).sum(axis=0)
-    solved_error = _errors(points[chosen], solved, transforms, targets[:, chosen]).sum(axis=0)
-    better = (solved_error < limited_error) & (solved.sum(axis=1) > 0)
+    del train
+    limited = limit(posed.original, settings.influences)
+    baked = limited.copy()
+    better = improves(posed, chosen, solved, limited, posed.draw(rng, held_out, settings.twist_angle))
     baked[np.flatnonzero(chosen)[better]] = solved[better]
 
-    transforms, posed, targets = draw(held_out)
-    before = np.linalg.norm(posed - targets, axis=-1)
-    limited_shape = _posed(points, limit(original, settings.influences), transforms, weighted)
-    limited_distance = np.linalg.norm(limited_shape - targets, axis=-1)
-    shape = _posed(points, baked, transforms, weighted)
-    after = np.linalg.norm(shape - targets, axis=-1)
+    test = posed.draw(rng, held_out, settings.twist_angle)
+    shape = posed.skin(baked, test.transforms)
+    before, cut, after = (
+        np.linalg.norm(points - test.smoothed, axis=-1)
+        for points in (test.skinned, posed.skin(limited, test.transforms), shape)
+    )
     worst = int(np.argmax(before.max(axis=1)))
+    group = posed.group
     report = MeshReport(
         name=mesh.name,
         points=len(mesh.points),
         baked=int(np.isin(group, np.flatnonzero(chosen)[better]).sum()),
         kept=int(np.isin(group, np.flatnonzero(chosen)[~better]).sum()),
-        unweighted=int((~weighted)[group].sum()),
-        bones=len(bones),
+        unweighted=int((~posed.weighted)[group].sum()),
+        bones=len(posed.bones),
         poses=count,
         rms_before=_rms(before),
         max_before=float(before.max(initial=0)),
-        rms_limited=_rms(limited_distance),
-        max_limited=float(limited_distance.max(initial=0)),
+        rms_limited=_rms(cut),
+        max_limited=float(cut.max(initial=0)),
         rms_after=_rms(after),
         max_after=float(after.max(initial=0)),
         centimetres_per_unit=centimetres_per_unit,
     )
     offsets, joints, weights = compressed_rows(baked[group])
-    new = Skin(skin.skeleton, offsets, bones[joints].astype(np.int32), weights, skin.bind_transform)
-    _check(mesh, new, report, settings)
-    shapes = {"original": posed[worst][group], "smoothed": targets[worst][group], "baked": shape[worst][group]}
-    return Baked(new, report, before, after, shapes)
+    skin = Skin(mesh.skin.skeleton, offsets, posed.bones[joints].astype(np.int32), weights, mesh.skin.bind_transform)
+    _check(mesh, skin, report, settings)
+    shapes = {"original": test.skinned[worst], "smoothed": test.smoothed[worst], "baked": shape[worst]}
+    return Baked(skin, report, before, after, {name: points[group] for name, points in shapes.items()})
+
+
+def improves(posed: PosedMesh, chosen: np.ndarray, solved: np.ndarray, limited: np.ndarray, poses: Poses) -> np.ndarray:
+    """Which of the `chosen` points [W] are nearer to the target with `solved` [C, B] than with `limited` [W, B] weights, [C]."""
+    points, targets = posed.points[chosen], poses.smoothed[:, chosen]
+    before, after = (
+        ((skin_points(points, *compressed_rows(weights), poses.transforms) - targets) ** 2).sum(axis=(0, 2))
+        for weights in (limited[chosen], solved)
+    )
+    return (after < before) & (solved.sum(axis=1) > 0)
 
 
 def _inverse(matrix: np.ndarray, what: str) -> np.ndarray:
@@ -206,26 +252,13 @@ def _inverse(matrix: np.ndarray, what: str) -> np.ndarray:
     return np.linalg.inv(matrix)
 
 
-def _posed(points: np.ndarray, weights: np.ndarray, transforms: np.ndarray, weighted: np.ndarray) -> np.ndarray:
-    """Skinned shapes [P, W, 3]; a point without weights stays where it is."""
-    posed = skin_points(points, *compressed_rows(weights), transforms)
-    posed[:, ~weighted] = points[~weighted]
-    return posed
-
-
-def _errors(points: np.ndarray, weights: np.ndarray, transforms: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Squared distances [P, W]."""
-    return ((skin_points(points, *compressed_rows(weights), transforms) - targets) ** 2).sum(axis=-1)
-
-
-def _range(
-    settings: BakeSettings, posed: np.ndarray, targets: np.ndarray, scale: float, selection: np.ndarray | None
-) -> np.ndarray:
+def _range(settings: BakeSettings, poses: Poses, scale: float, selection: np.ndarray | None) -> np.ndarray:
     if settings.bake_range == "selected":
         return np.asarray(selection, bool)
     if settings.bake_range == "deviation":
-        return np.linalg.norm(targets - posed, axis=-1).max(axis=0) * scale > settings.deviation_threshold
-    return np.ones(posed.shape[1], bool)
+        moved = np.linalg.norm(poses.smoothed - poses.skinned, axis=-1).max(axis=0)
+        return moved * scale > settings.deviation_threshold
+    return np.ones(poses.skinned.shape[1], bool)
 
 
 def _rms(distances: np.ndarray) -> float:

@@ -10,16 +10,18 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-import numba
 import numpy as np
+from scipy.sparse import csr_array
 
 from meshes.weight_rows import limit
 
 SOLVERS = ("nnls", "std", "cholesky", "qr", "inv", "pinv", "lstsq", "svd")
 # Of the diagonal of Q; keeps near-equal bones from being played against each other.
 RIDGE = 1e-9
-# Points solved together: bounds the memory of their Q matrices (points x bones x bones x 8 bytes) to about 200 MB.
-_BATCH_BYTES = 2e8
+# Points solved together: bounds the memory of their Q matrices (points x bones x bones x 8 bytes) to about 50 MB a thread.
+_BATCH_BYTES = 5e7
+# A bone enters while the error would fall by this share of itself; weights below the second number are zero.
+_SLOPE, _ZERO = 1e-10, 1e-14
 
 
 def random_rotations(rng: np.random.Generator, poses: int, bones: int, max_angle: float) -> np.ndarray:
@@ -54,183 +56,112 @@ def pose_transforms(bind: np.ndarray, parents: np.ndarray, rotations: np.ndarray
     return (world @ np.linalg.inv(bind))[:, :, :3]
 
 
-@numba.njit(nogil=True)
-def _skin_pose(points, offsets, joints, weights, transforms):
-    posed = np.zeros_like(points)
-    for v in range(len(points)):
-        x, y, z = points[v, 0], points[v, 1], points[v, 2]
-        for i in range(offsets[v], offsets[v + 1]):
-            t, w = transforms[joints[i]], weights[i]
-            for k in range(3):
-                posed[v, k] += w * (t[k, 0] * x + t[k, 1] * y + t[k, 2] * z + t[k, 3])
-    return posed
-
-
 def skin_points(
     points: np.ndarray, offsets: np.ndarray, joints: np.ndarray, weights: np.ndarray, transforms: np.ndarray
 ) -> np.ndarray:
     """Linear-blend skinning of points [V, 3] with weights in compressed rows for all transforms [P, J, 3, 4]: [P, V, 3]."""
-    points = np.ascontiguousarray(points, np.float64)
-    rows = (np.asarray(offsets, np.int64), np.asarray(joints, np.int64), np.asarray(weights, np.float64))
+    blend = csr_array((weights, joints, offsets), shape=(len(points), transforms.shape[1]))
+
+    def skin(pose: np.ndarray) -> np.ndarray:
+        blended = (blend @ pose.reshape(len(pose), 12)).reshape(-1, 3, 4)
+        return np.einsum("vij,vj->vi", blended[:, :, :3], points) + blended[:, :, 3]
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return np.stack(list(pool.map(lambda t: _skin_pose(points, *rows, np.ascontiguousarray(t)), transforms)))
+        posed = list(pool.map(skin, transforms))
+    return np.stack(posed) if posed else np.zeros((0, len(points), 3))
 
 
-@numba.njit(nogil=True)
-def _best_on(q, support, size, weights):
-    """Minimise w' q w with sum 1 over the first `size` entries of `support`; weights may come out negative.
+def _best_on(q: np.ndarray, rows: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Weights [R, B] minimising w' q w with sum 1 on the bones `inside` [R, B]; some may come out negative."""
+    bones, used = _columns(inside)
+    inner = q[rows[:, None, None], bones[:, :, None], bones[:, None, :]]
+    # Places that a row does not use hold an equation of their own: 1 x = 0.
+    inner = np.where(used[:, :, None] & used[:, None, :], inner, np.eye(bones.shape[1]))
+    solution = np.linalg.solve(inner, used[..., None].astype(float))[..., 0]
+    weights = np.zeros(inside.shape)
+    np.put_along_axis(weights, bones, solution / solution.sum(axis=1, keepdims=True), 1)
+    return weights
 
-    Cholesky by hand: numba needs half a minute to compile numpy's solver.
+
+def _columns(inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The True columns of each row first, as many as the fullest row has: indices [R, K] and which of them count [R, K]."""
+    counts = inside.sum(axis=1)
+    most = int(counts.max(initial=0))
+    return np.argsort(~inside, axis=1, kind="stable")[:, :most], np.arange(most) < counts[:, None]
+
+
+def _times(q: np.ndarray, rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """q w for sparse weights, [R, B]."""
+    bones, _ = _columns(weights > 0)
+    return np.einsum("rkb,rk->rb", q[rows[:, None], bones], np.take_along_axis(weights, bones, 1))
+
+
+def _simplex(q: np.ndarray, rows: np.ndarray, start: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+    """Weights [R, B] with the least w' q w, w >= 0, sum 1, on the bones `allowed` [R, B], from the feasible `start` [R, B].
+
+    Lawson and Hanson's active sets (Solving Least Squares Problems, 1974, ch. 23) with the sum as an equality, for all rows of
+    `q` [N, B, B] that `rows` [R] names in step.
     """
-    lower = np.zeros((size, size))
-    for i in range(size):
-        for j in range(i + 1):
-            value = q[support[i], support[j]]
-            for k in range(j):
-                value -= lower[i, k] * lower[j, k]
-            if i == j:
-                lower[i, i] = np.sqrt(max(value, 1e-300))
-            else:
-                lower[i, j] = value / lower[j, j]
-    for i in range(size):
-        value = 1.0
-        for k in range(i):
-            value -= lower[i, k] * weights[k]
-        weights[i] = value / lower[i, i]
-    total = 0.0
-    for i in range(size - 1, -1, -1):
-        value = weights[i]
-        for k in range(i + 1, size):
-            value -= lower[k, i] * weights[k]
-        weights[i] = value / lower[i, i]
-        total += weights[i]
-    for i in range(size):
-        weights[i] /= total
-
-
-@numba.njit(nogil=True)
-def _simplex(q, support, size):
-    """Active-set solution of min w' q w, w >= 0, sum 1, started from `support[:size]`; returns weights [B].
-
-    Lawson and Hanson's NNLS (Solving Least Squares Problems, 1974, ch. 23) with the sum as an equality.
-    """
-    bones = len(q)
-    inside = np.zeros(bones, np.bool_)
-    active = np.empty(bones, np.int64)
-    old = np.zeros(bones)
-    new = np.empty(bones)
-    gradient = np.empty(bones)
-    weights = np.zeros(bones)
-    for i in range(size):
-        active[i] = support[i]
-        inside[support[i]] = True
-        old[i] = 1.0 / size
-    for _ in range(3 * bones + 10):
-        while True:
-            _best_on(q, active, size, new)
-            step = 1.0
-            for i in range(size):
-                if new[i] <= 0.0 and old[i] - new[i] > 0.0:
-                    step = min(step, old[i] / (old[i] - new[i]))
-            for i in range(size):
-                old[i] += step * (new[i] - old[i])
-            if step >= 1.0:
-                break
-            kept = 0
-            for i in range(size):
-                if old[i] > 1e-14:
-                    active[kept], old[kept] = active[i], old[i]
-                    kept += 1
-                else:
-                    inside[active[i]] = False
-            size = kept
-        weights[:] = 0.0
-        for i in range(size):
-            weights[active[i]] = old[i]
-        level = 0.0
-        for b in range(bones):
-            gradient[b] = 0.0
-            for i in range(size):
-                gradient[b] += q[b, active[i]] * old[i]
-            level += weights[b] * gradient[b]
-        entering, lowest = -1, -1e-10 * max(level, 1e-300)
-        for b in range(bones):
-            if not inside[b] and gradient[b] - level < lowest:
-                entering, lowest = b, gradient[b] - level
-        if entering < 0:
+    result, inside = start.copy(), start > 0
+    open_ = np.arange(len(rows))
+    for _ in range(3 * q.shape[1] + 10):
+        if not len(open_):
             break
-        active[size], old[size] = entering, 0.0
-        inside[entering] = True
-        size += 1
-    return weights
+        old = result[open_]
+        new = _best_on(q, rows[open_], inside[open_])
+        # Go to the optimum of this set of bones, or as far as the first weight that reaches zero, which leaves the set.
+        blocked = inside[open_] & (new <= 0) & (old > new)
+        ratio = np.divide(old, old - new, out=np.ones_like(old), where=blocked)
+        step = ratio.min(axis=1, keepdims=True)
+        moved = old + step * (new - old)
+        arrived = step[:, 0] >= 1
+        moved[~arrived] = np.where(moved[~arrived] > _ZERO, moved[~arrived], 0.0)
+        result[open_] = moved
+        inside[open_] &= arrived[:, None] | (moved > 0)
+        # At an optimum, let the bone in along which the error falls most steeply.
+        slope = _times(q, rows[open_[arrived]], moved[arrived])
+        level = np.einsum("rb,rb->r", slope, moved[arrived])
+        slope = np.where(allowed[open_[arrived]] & ~inside[open_[arrived]], slope - level[:, None], 0.0)
+        entering = slope.argmin(axis=1)
+        falls = slope[np.arange(len(slope)), entering] < -_SLOPE * level
+        inside[open_[arrived][falls], entering[falls]] = True
+        more = ~arrived
+        more[np.flatnonzero(arrived)[falls]] = True
+        open_ = open_[more]
+    return result / result.sum(axis=1, keepdims=True)
 
 
-@numba.njit(nogil=True)
-def _on_support(q, start):
-    """Solve on the bones `start` uses."""
-    support = np.flatnonzero(start > 0.0)
-    n = len(support)
-    inner = np.empty((n, n))
-    for i in range(n):
-        for j in range(n):
-            inner[i, j] = q[support[i], support[j]]
-    small = _simplex(inner, np.arange(n), n)
-    weights = np.zeros(len(q))
-    for i in range(n):
-        weights[support[i]] = small[i]
-    return weights
-
-
-@numba.njit(nogil=True)
-def _refit(q, weights, influences):
-    """Drop the smallest weight and solve again on the rest, until at most `influences` are left."""
+def _fewer(q: np.ndarray, weights: np.ndarray, influences: int, prune: float) -> np.ndarray:
+    """Drop a point's smallest weight and solve on the rest until `influences` (0: any number) are left, none below `prune`."""
+    weights = weights.copy()
     while True:
-        support = np.flatnonzero(weights > 0.0)
-        if len(support) <= influences:
+        positive = np.where(weights > 0, weights, np.inf)
+        count = (weights > 0).sum(axis=1)
+        many = (count > influences) if influences else np.zeros(len(weights), bool)
+        rows = np.flatnonzero((many | (positive.min(axis=1) < prune)) & (count > 1))
+        if not len(rows):
             return weights
-        smallest = 0
-        for i in range(len(support)):
-            if weights[support[i]] < weights[support[smallest]]:
-                smallest = i
-        weights[support[smallest]] = 0.0
-        weights = _on_support(q, weights)
+        kept = weights[rows]
+        kept[np.arange(len(rows)), positive[rows].argmin(axis=1)] = 0.0
+        weights[rows] = _simplex(q, rows, kept / kept.sum(axis=1, keepdims=True), kept > 0)
 
 
-@numba.njit(nogil=True)
-def _energy(q, weights):
-    total = 0.0
-    for i in range(len(q)):
-        if weights[i] > 0.0:
-            for j in range(len(q)):
-                total += weights[i] * q[i, j] * weights[j]
-    return total
+def _energy(q: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return np.einsum("rb,rb->r", _times(q, np.arange(len(q)), weights), weights)
 
 
-@numba.njit(nogil=True)
-def _solve_batch(qs, original, influences):
-    out = np.zeros((len(qs), qs.shape[1]))
-    for v in range(len(qs)):
-        q = qs[v]
-        bones = len(q)
-        mean = 0.0
-        for b in range(bones):
-            mean += q[b, b] / bones
-        for b in range(bones):
-            q[b, b] += RIDGE * mean + 1e-300
-        first = 0
-        for b in range(bones):
-            if q[b, b] < q[first, first]:
-                first = b
-        weights = _simplex(q, np.array([first]), 1)
-        if influences:
-            weights = _refit(q, weights, influences)
-        # The original bones are the other natural choice of support; the smaller error wins.
-        if original[v].max() > 0.0:
-            other = _on_support(q, original[v])
-            if _energy(q, other) < _energy(q, weights):
-                weights = other
-        out[v] = weights
-    return out
+def _constrained(q: np.ndarray, original: np.ndarray, influences: int, prune: float) -> np.ndarray:
+    """Weights [N, B], at most `influences` a row, that make w' q w small; `original` [N, B] are the weights so far, limited."""
+    diagonal = np.einsum("nbb->nb", q)
+    diagonal += RIDGE * diagonal.mean(axis=1, keepdims=True) + 1e-300
+    every = np.arange(len(q))
+    nearest = np.zeros(original.shape)
+    nearest[every, diagonal.argmin(axis=1)] = 1.0
+    start = np.where(original.max(axis=1, keepdims=True) > 0, original, nearest)
+    best = _fewer(q, _simplex(q, every, start, np.ones(start.shape, bool)), influences, prune)
+    # The original's own bones are another choice of support; the smaller error wins.
+    other = _fewer(q, _simplex(q, every, start, start > 0), influences, prune)
+    return np.where((_energy(q, other) < _energy(q, best))[:, None], other, best)
 
 
 def solve_weights(
@@ -262,7 +193,7 @@ def solve_weights(
         if solver == "nnls":
             gram -= moment[:, :, None] + moment[:, None, :]
             gram += energy[:, None, None]
-            weights = limit(_solve_batch(np.ascontiguousarray(gram), limited[part], influences), influences, prune)
+            weights = _constrained(gram, limited[part], influences, prune)
         else:
             weights = limit(_unconstrained(gram, moment, solver), influences, prune)
         progress(len(gram))

@@ -10,10 +10,11 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numba
 import numpy as np
+from scipy.sparse import csr_array
 
 _EPSILON = np.finfo(np.float32).eps
+SIMPLE_GAIN = 0.5
 
 
 @dataclass
@@ -45,28 +46,66 @@ class CorrectiveSmooth:
     ):
         self.settings = settings
         count = len(rest)
-        self.current = np.ascontiguousarray(face_vertices, np.int64)
+        self.current = np.asarray(face_vertices, np.int64)
         self.previous, self.next = _corner_neighbours(np.asarray(face_sizes, np.int64), self.current)
-        self.edges, uses = _edges(self.current, self.next)
-        self.valence = np.bincount(self.edges.ravel(), minlength=count).astype(np.float64)
-        self.strength = np.ones(count) if mask is None else np.array(mask, np.float64)
+        edges, uses = _edges(self.current, self.next)
+        each = np.arange(len(edges))
+        # Each edge's difference of its two points, [E, V], and sums over a point's edges and corners.
+        ends = (np.repeat([1.0, -1.0], len(edges)), (np.tile(each, 2), edges[:, ::-1].ravel("F")))
+        self.difference = csr_array(ends, shape=(len(edges), count))
+        self.spread = csr_array(self.difference.T)
+        self.edge_sum = abs(self.spread)
+        self.corner_sum = csr_array(
+            (np.ones(len(self.current)), (self.current, np.arange(len(self.current)))), shape=(count, len(self.current))
+        )
+        self.valence = np.bincount(edges.ravel(), minlength=count).astype(np.float64)[:, None]
+        self.strength = np.ones((count, 1)) if mask is None else np.array(mask, np.float64)[:, None]
         if settings.pin_boundary:
-            self.strength[np.unique(self.edges[uses == 1])] = 0.0
-        rest = np.ascontiguousarray(rest, np.float64)
+            self.strength[np.unique(edges[uses == 1])] = 0.0
+        rest = np.asarray(rest, np.float64)
         smoothed = self._smooth(rest)
-        self.delta = _remember(rest, smoothed, self.current, self.previous, self.next)
+        lost = (rest - smoothed).take(self.current, axis=0)
+        *axes, _ = self._frames(smoothed)
+        # What smoothing took from the rest shape, per corner along each axis of its frame in the smoothed rest shape.
+        self.detail = [_dot(axis, lost) for axis in axes]
 
     def _smooth(self, points: np.ndarray) -> np.ndarray:
+        """Points [V, 3] smoothed along the edges."""
         s = self.settings
-        return _smooth(
-            points, self.edges, self.valence, self.strength, s.iterations, s.factor, s.smooth_type == "length-weighted"
-        )
+        for _ in range(s.iterations):
+            steps = self.difference @ points
+            if s.smooth_type == "length-weighted":
+                # Twice the factor over (sum of lengths x valence) is what Blender's length weighting amounts to.
+                lengths = _length(steps)
+                divisor = self.edge_sum @ lengths * self.valence
+                steps, gain = steps * lengths, 2.0
+            else:
+                divisor, gain = self.valence, SIMPLE_GAIN
+            # `spread` points each edge's step at its first end; moving towards the neighbours is the opposite.
+            scale = np.divide(
+                -gain * s.factor * self.strength, divisor, out=np.zeros((len(points), 1)), where=divisor > _EPSILON
+            )
+            points = points + scale * (self.spread @ steps)
+        return points
+
+    def _frames(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Tangent, bitangent and normal of each corner, [L, 3] each, and the angle it opens (radians), [L, 1]."""
+        at = points.take(self.current, axis=0)
+        before = _unit(points.take(self.previous, axis=0) - at)
+        after = _unit(at - points.take(self.next, axis=0))
+        normal, tangent = _unit(_cross(before, after)), _unit(before + after)
+        return tangent, _unit(_cross(normal, tangent)), normal, np.arccos(np.clip(_dot(before, after), -1.0, 1.0))
 
     def apply(self, points: np.ndarray) -> np.ndarray:
         """Smoothed shape of deformed points [V, 3], in the same space as the rest shape."""
-        smoothed = self._smooth(np.ascontiguousarray(points, np.float64))
+        smoothed = self._smooth(np.asarray(points, np.float64))
         if not self.settings.only_smooth:
-            _restore(smoothed, self.delta, self.current, self.previous, self.next)
+            *axes, angle = self._frames(smoothed)
+            # The detail in each corner's new frame, averaged over a point's corners by their angle.
+            total = self.corner_sum @ angle
+            detail = sum(axis * amount for axis, amount in zip(axes, self.detail, strict=True))
+            added = self.corner_sum @ (angle * detail)
+            smoothed = smoothed + np.divide(added, total, out=np.zeros_like(added), where=total > 0)
         return smoothed
 
     def apply_all(self, poses: np.ndarray) -> np.ndarray:
@@ -90,86 +129,24 @@ def _edges(current: np.ndarray, following: np.ndarray) -> tuple[np.ndarray, np.n
     return np.ascontiguousarray(edges), uses
 
 
-@numba.njit(nogil=True)
-def _smooth(points, edges, valence, strength, iterations, factor, length_weighted):
-    co = points.copy()
-    count = len(co)
-    delta = np.empty_like(co)
-    length_sum = np.empty(count)
-    for _ in range(iterations):
-        delta[:] = 0.0
-        length_sum[:] = 0.0
-        for e in range(len(edges)):
-            a, b = edges[e, 0], edges[e, 1]
-            x, y, z = co[b, 0] - co[a, 0], co[b, 1] - co[a, 1], co[b, 2] - co[a, 2]
-            w = np.sqrt(x * x + y * y + z * z) if length_weighted else 1.0
-            delta[a, 0] += x * w
-            delta[a, 1] += y * w
-            delta[a, 2] += z * w
-            delta[b, 0] -= x * w
-            delta[b, 1] -= y * w
-            delta[b, 2] -= z * w
-            length_sum[a] += w
-            length_sum[b] += w
-        for v in range(count):
-            # Twice the factor over (sum of lengths x valence) is what Blender's length weighting amounts to; the simple
-            # type goes to the mean of the edges' middles, half way to the mean of the neighbours.
-            divisor = length_sum[v] * valence[v] if length_weighted else valence[v]
-            if divisor > _EPSILON:
-                step = factor * strength[v] / divisor * (2.0 if length_weighted else 0.5)
-                for k in range(3):
-                    co[v, k] += delta[v, k] * step
-    return co
+def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """[N, 3], [N, 3] -> [N, 1]."""
+    return np.einsum("nk,nk->n", a, b)[:, None]
 
 
-@numba.njit(nogil=True, inline="always")
-def _unit(x, y, z):
-    length = np.sqrt(x * x + y * y + z * z)
-    if length > 1e-35:
-        return x / length, y / length, z / length
-    return 0.0, 0.0, 0.0
+def _length(vectors: np.ndarray) -> np.ndarray:
+    """[N, 3] -> [N, 1]."""
+    return np.sqrt(_dot(vectors, vectors))
 
 
-@numba.njit(nogil=True)
-def _frame(co, before, at, after):
-    """Tangent, bitangent and normal of a corner, and the angle it opens (radians): 10 numbers."""
-    px, py, pz = _unit(co[before, 0] - co[at, 0], co[before, 1] - co[at, 1], co[before, 2] - co[at, 2])
-    nx, ny, nz = _unit(co[at, 0] - co[after, 0], co[at, 1] - co[after, 1], co[at, 2] - co[after, 2])
-    cx, cy, cz = _unit(py * nz - pz * ny, pz * nx - px * nz, px * ny - py * nx)
-    tx, ty, tz = _unit(px + nx, py + ny, pz + nz)
-    bx, by, bz = _unit(cy * tz - cz * ty, cz * tx - cx * tz, cx * ty - cy * tx)
-    cosine = min(1.0, max(-1.0, px * nx + py * ny + pz * nz))
-    return tx, ty, tz, bx, by, bz, cx, cy, cz, np.arccos(cosine)
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    """Vectors [N, 3] of length 1; those without a direction become zero."""
+    length = _length(vectors)
+    return np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 1e-35)
 
 
-@numba.njit(nogil=True)
-def _remember(rest, smoothed, current, previous, following):
-    """What smoothing took from the rest shape, per corner in the frame of the smoothed rest shape, [L, 3]."""
-    delta = np.empty((len(current), 3))
-    for c in range(len(current)):
-        v = current[c]
-        tx, ty, tz, bx, by, bz, nx, ny, nz, _ = _frame(smoothed, previous[c], v, following[c])
-        x, y, z = rest[v, 0] - smoothed[v, 0], rest[v, 1] - smoothed[v, 1], rest[v, 2] - smoothed[v, 2]
-        delta[c, 0] = tx * x + ty * y + tz * z
-        delta[c, 1] = bx * x + by * y + bz * z
-        delta[c, 2] = nx * x + ny * y + nz * z
-    return delta
-
-
-@numba.njit(nogil=True)
-def _restore(smoothed, delta, current, previous, following):
-    """Add the remembered detail to the smoothed shape, corners weighted by their angle."""
-    total = np.zeros(len(smoothed))
-    added = np.zeros_like(smoothed)
-    for c in range(len(current)):
-        v = current[c]
-        tx, ty, tz, bx, by, bz, nx, ny, nz, angle = _frame(smoothed, previous[c], v, following[c])
-        x, y, z = delta[c, 0], delta[c, 1], delta[c, 2]
-        total[v] += angle
-        added[v, 0] += angle * (tx * x + bx * y + nx * z)
-        added[v, 1] += angle * (ty * x + by * y + ny * z)
-        added[v, 2] += angle * (tz * x + bz * y + nz * z)
-    for v in range(len(smoothed)):
-        if total[v] > 0.0:
-            for k in range(3):
-                smoothed[v, k] += added[v, k] / total[v]
+def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """`numpy.cross` for [N, 3], at a third of its time."""
+    ax, ay, az = a.T
+    bx, by, bz = b.T
+    return np.stack([ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx], axis=1)

@@ -17,7 +17,6 @@ SCHEMA = "generation-scripts/result/1"
 # Distributions whose version decides a result; recorded when the run imported them: module -> distribution.
 _PACKAGES = {
     "numpy": "numpy",
-    "numba": "numba",
     "scipy": "scipy",
     "torch": "torch",
     "torchvision": "torchvision",

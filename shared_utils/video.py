@@ -1,6 +1,7 @@
 """Video files frame by frame with PyAV: no ffmpeg program, no torchcodec."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -42,6 +43,15 @@ class Clip:
         return self.pts[index + 1] - self.pts[index] if index + 1 < len(self.pts) else self.last
 
 
+def first_size(path: Path, max_pixels: int) -> tuple[int, int]:
+    """Width and height of a video, upright, from its first frame. Raises as `scan` does."""
+    with _open(path) as (container, stream):
+        _check_size(path, stream.codec_context, max_pixels)
+        frame = next(_decoded(path, container, stream))
+    _check_size(path, frame, max_pixels)
+    return (frame.height, frame.width) if _turns(frame) % 2 else (frame.width, frame.height)
+
+
 def scan(path: Path, max_pixels: int) -> Clip:
     """Decode a video once without keeping any picture.
 
@@ -49,12 +59,10 @@ def scan(path: Path, max_pixels: int) -> Clip:
     """
     stamps, durations, first = [], [], None
     with _open(path) as (container, stream):
+        _check_size(path, stream.codec_context, max_pixels)
         for frame in _decoded(path, container, stream):
             if first is None:
-                if frame.width * frame.height > max_pixels:
-                    raise InvalidInputError(
-                        f"{path}: frames of {frame.width} x {frame.height} pixels are more than {max_pixels / 1e6:g} megapixels"
-                    )
+                _check_size(path, frame, max_pixels)
                 first = frame
             if (frame.width, frame.height) != (first.width, first.height):
                 raise InvalidInputError(
@@ -71,8 +79,7 @@ def scan(path: Path, max_pixels: int) -> Clip:
     last = durations[-1] or (pts[-1] - pts[-2] if len(pts) > 1 else step)
     if announced > len(pts) and length and length - (pts[-1] + last - pts[0]) > 3 * step:
         raise InvalidInputError(f"{path}: ends after {len(pts)} of {announced} frames; the file is cut off")
-    # The display matrix says counter-clockwise degrees to turn by (FFmpeg, av_display_rotation_get).
-    turns = round(first.rotation / 90) % 4
+    turns = _turns(first)
     width, height = (first.height, first.width) if turns % 2 else (first.width, first.height)
     colour = tuple(int(v) for v in (first.color_range, first.colorspace, first.color_primaries, first.color_trc))
     if first.format.name.startswith("yuvj"):
@@ -83,6 +90,18 @@ def scan(path: Path, max_pixels: int) -> Clip:
     return Clip(
         pts, base, last, rate, width, height, turns, first.format.name, alpha, colour, aspect or None, audio_start
     )
+
+
+def _check_size(path: Path, picture: Any, max_pixels: int) -> None:
+    if picture.width * picture.height > max_pixels:
+        raise InvalidInputError(
+            f"{path}: frames of {picture.width} x {picture.height} pixels are more than {max_pixels / 1e6:g} megapixels"
+        )
+
+
+def _turns(frame: Any) -> int:
+    """Quarter turns: the display matrix says counter-clockwise degrees to turn by (FFmpeg, av_display_rotation_get)."""
+    return round(frame.rotation / 90) % 4
 
 
 def _ascending(stamps: list[int | None], step: int) -> list[int]:
@@ -117,8 +136,7 @@ def decode(path: Path) -> Iterator[tuple[float, Any]]:
     for frame in frames(path):
         time = frame.time if frame.time is not None else 0.0
         first = time if first is None else first
-        # The display matrix says counter-clockwise degrees to turn by (FFmpeg, av_display_rotation_get).
-        yield time - first, upright(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
+        yield time - first, upright(frame.to_ndarray(format="rgb24"), _turns(frame))
 
 
 @contextlib.contextmanager
@@ -127,7 +145,8 @@ def _open(path: Path) -> Iterator[tuple[Any, Any]]:
     import av
 
     try:
-        container = av.open(str(path))
+        # Absolute, for FFmpeg takes what comes before a colon as a protocol.
+        container = av.open(os.path.abspath(path))
     except FileNotFoundError:
         raise MissingInputError(f"{path}: no such file") from None
     except (av.FFmpegError, OSError, ValueError) as error:

@@ -8,33 +8,16 @@ from typing import Any
 
 import torch
 from transformers import Sam3VideoModel, Sam3VideoProcessor
-from transformers.models.sam3_video.modeling_sam3_video import Sam3VideoInferenceSession
+from transformers.models.sam3_video.modeling_sam3_video import Sam3VideoInferenceSession, mask_iou
 
 from networks.sam3.cleanup import install
+from networks.sam3.seeds import Seed
 
 # What a frame leaves behind for the tracker and later frames never look at (float, 1008 x 1008 and 288 x 288 per object).
 _SPENT = ("pred_masks", "high_res_masks")
 _MEMORY = ("maskmem_features", "maskmem_pos_enc")
-# Labels of the two corners of a box among SAM's point labels (0 and 1 are background and foreground).
-_BOX_LABELS = (2, 3)
 # Frame number from which on a seeded object is known: before any video, so that it never counts as newly detected.
 _EVER = -(10**9)
-
-
-@dataclasses.dataclass(frozen=True)
-class Seed:
-    """An object somebody points at: in tracked frame `frame`, points (x, y) in pixels with labels 1 (it) and 0 (not it),
-    or the corners of a box with labels 2 and 3. `name` stands where others have their text prompt."""
-
-    name: str
-    frame: int
-    points: tuple[tuple[float, float], ...]
-    labels: tuple[int, ...]
-
-    @classmethod
-    def box(cls, name: str, frame: int, corners: tuple[float, float, float, float]) -> "Seed":
-        """A seed from x0, y0, x1, y1."""
-        return cls(name, frame, (corners[:2], corners[2:]), _BOX_LABELS)
 
 
 @dataclasses.dataclass
@@ -50,19 +33,20 @@ class Tracked:
 
 
 class Sam3Video(Sam3VideoModel):
-    """SAM 3 that can also track without a text prompt."""
+    """SAM 3 that can also track without a text prompt. The session keeps the latest frame's detections (`detections`)."""
 
     def run_detection(self, inference_session: Any, vision_embeds: Any) -> dict:
         """Detections by prompt; names of seeded objects are not looked for."""
         every = inference_session.prompts
         texts = {number: text for number, text in every.items() if number in inference_session.prompt_input_ids}
-        if not texts:
-            return {}
-        inference_session.prompts = texts
-        try:
-            return super().run_detection(inference_session, vision_embeds)
-        finally:
-            inference_session.prompts = every
+        inference_session.detections = {}
+        if texts:
+            inference_session.prompts = texts
+            try:
+                inference_session.detections = super().run_detection(inference_session, vision_embeds)
+            finally:
+                inference_session.prompts = every
+        return inference_session.detections
 
 
 class LazyFrames:
@@ -102,16 +86,22 @@ def track(
     size: tuple[int, int],
     prompts: tuple[str, ...],
     seeds: tuple[Seed, ...] = (),
+    *,
+    chunk: int | None = None,
+    max_objects: int | None = None,
     state_device: str | None = None,
     on_frame: Callable[[int], None] = lambda index: None,
 ) -> Iterator[tuple[Any, Any]]:
     """Yield (session, model output) for every frame, in order, some frames late: the model first wants to see whether a new
     object lasts (`hotstart_delay`).
 
-    pictures: `count` RGB uint8 arrays [H, W, 3] of `size` (height, width), taken one by one. `on_frame` is told the number
-    of frames computed. `state_device` holds the tracker's memory (default: the model's device).
+    pictures: `count` RGB uint8 arrays [H, W, 3] of `size` (height, width), taken one by one. Every `chunk` frames tracking
+    begins anew (see `renewed`). `max_objects` are followed at once, seeds included. `on_frame` is told the number of frames
+    computed. `state_device` holds the tracker's memory (default: the model's device).
     """
     device, dtype = network.device, network.dtype
+    own_limit = network.config.max_num_objects
+    limit = max(len(seeds), min(max_objects or own_limit, own_limit))
 
     def preprocess(picture: Any) -> torch.Tensor:
         values = processor.video_processor(videos=[picture[None]], return_tensors="pt", device=device)
@@ -131,6 +121,8 @@ def track(
     waiting: deque[Any] = deque()
     with torch.inference_mode():
         for index in range(count):
+            # Detections leave the places free that seeds will take: the model fails when it is above its limit.
+            network.max_num_objects = limit - sum(seed.frame >= index for seed in seeds)
             output = network(inference_session=session, frame_idx=index)
             for seed in seeds:
                 if seed.frame == index:
@@ -139,10 +131,69 @@ def track(
             forget(network, session, index)
             on_frame(index + 1)
             waiting.append(output)
-            if len(waiting) >= max(1, network.hotstart_delay):
+            ends = chunk is not None and (index + 1) % chunk == 0
+            while waiting and (ends or index + 1 == count or len(waiting) >= max(1, network.hotstart_delay)):
                 yield session, waiting.popleft()
-    for output in waiting:
-        yield session, output
+            if ends and index + 1 < count:
+                session = renewed(network, session, output)
+
+
+def renewed(network: Sam3Video, session: Any, output: Any) -> Any:
+    """A session without a past which goes on, under the same numbers, with the objects seen in the latest frame.
+
+    Each goes on from the detection that overlaps it most (IoU of at least the model's `assoc_iou_thresh`, same prompt, every
+    detection once), so that what the tracker has drifted to is left behind. One that the detector does not see goes on from
+    its own mask, as a new object: it is removed again if it is not confirmed in time (`hotstart_unmatch_thresh`). Seeded
+    objects go on from their own masks, unconditionally.
+    """
+    index = output.frame_idx
+    fresh = Sam3VideoInferenceSession(
+        video_height=session.video_height,
+        video_width=session.video_width,
+        inference_device=session.inference_device,
+        inference_state_device=session.inference_state_device,
+        video_storage_device=session.video_storage_device,
+        dtype=session.dtype,
+    )
+    for kept in ("processed_frames", "cache", "max_obj_id", "prompts", "prompt_input_ids", "prompt_attention_masks"):
+        setattr(fresh, kept, getattr(session, kept))
+    fresh.prompt_embeddings = session.prompt_embeddings
+    hidden = session.hotstart_removed_obj_ids | set(output.suppressed_obj_ids)
+    masks = {n: m > 0 for n, m in output.obj_id_to_mask.items() if n not in hidden and n in session.obj_ids}
+    masks = {number: mask for number, mask in masks.items() if mask.any()}
+    seen = redetected(masks, session, network.assoc_iou_thresh)
+    for number in masks:
+        fresh.obj_id_to_prompt_id[number] = session.obj_id_to_prompt_id[number]
+        fresh.obj_id_to_score[number] = session.obj_id_to_score[number]
+        fresh.trk_keep_alive[number] = session.trk_keep_alive[number]
+        born = session.obj_first_frame_idx[number]
+        fresh.obj_first_frame_idx[number] = born if number in seen or born == _EVER else index
+    if masks:
+        # transformers takes the masks' scores, with what is above 0.5 inside.
+        scores = torch.cat([seen.get(number, mask) for number, mask in masks.items()]).float()
+        network._tracker_add_new_objects(fresh, index, list(masks), scores)
+    return fresh
+
+
+def redetected(masks: dict[int, torch.Tensor], session: Any, threshold: float) -> dict[int, torch.Tensor]:
+    """The latest frame's detections (bool [1, H, W]) that are objects known already, by object; best overlaps first.
+
+    masks: of each object, bool [1, H, W]. `threshold`: the least intersection over union.
+    """
+    pairs = []
+    for number, mask in masks.items():
+        found = session.detections.get(session.obj_id_to_prompt_id[number])
+        if found is not None and len(found["mask"]):
+            ious = mask_iou(mask, found["mask"] > 0)[0].tolist()
+            pairs += [(iou, number, place, found["mask"]) for place, iou in enumerate(ious) if iou >= threshold]
+    seen: dict[int, torch.Tensor] = {}
+    taken = set()
+    for _, number, place, found in sorted(pairs, key=lambda pair: (-pair[0], *pair[1:3])):
+        detection = session.obj_id_to_prompt_id[number], place
+        if number not in seen and detection not in taken:
+            seen[number] = found[place : place + 1] > 0
+            taken.add(detection)
+    return seen
 
 
 def add_seed(network: Sam3Video, session: Any, output: Any, seed: Seed) -> None:

@@ -1,6 +1,7 @@
 """What is looked at: a video, a folder of pictures or a single one, as frames at their times."""
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from fractions import Fraction
 from itertools import islice
@@ -66,13 +67,17 @@ class Source:
 def images_in(path: Path) -> tuple[Path, ...]:
     """The pictures a path stands for, empty for a video. Raises `InvalidInputError` for a folder without pictures."""
     if path.is_dir():
-        found = tuple(
-            sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
-        )
+        found = [p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
         if not found:
             raise InvalidInputError(f"{path}: no picture in it ({', '.join(IMAGE_SUFFIXES)})")
-        return found
+        return tuple(sorted(found, key=_as_counted))
     return (path,) if path.suffix.lower() in IMAGE_SUFFIXES else ()
+
+
+def first_size(path: Path, max_pixels: int) -> tuple[int, int]:
+    """Width and height of the frames, from the first one alone. Raises as `open_source` does."""
+    images = images_in(path)
+    return upright_size(images[0], max_pixels) if images else video.first_size(path, max_pixels)
 
 
 def open_source(path: Path, start: float, end: float | None, every: int, fps: float, max_pixels: int) -> Source:
@@ -90,6 +95,12 @@ def open_source(path: Path, start: float, end: float | None, every: int, fps: fl
     if not inside:
         raise UsageError(f"--start {start:g}, --end {end}: {path} has no frame there; its last is at {times[-1]:.3f} s")
     return Source(path, clip, inside[0], inside[-1] + 1, every, images)
+
+
+def _as_counted(path: Path) -> tuple[list[tuple[int, str]], str]:
+    """Sorting key by which 2 comes before 10."""
+    parts = re.split(r"(\d+)", path.name)
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in parts], path.name
 
 
 def _clip_of_images(images: tuple[Path, ...], fps: float, max_pixels: int) -> video.Clip:

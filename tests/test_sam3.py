@@ -43,6 +43,15 @@ def warm():
         yield server
 
 
+@pytest.fixture(scope="module")
+def loaded(checkpoint):
+    import torch
+
+    from networks.sam3.model import load_network
+
+    return load_network(checkpoint, torch.float32, "cpu")
+
+
 @pytest.fixture
 def segment(warm, checkpoint, tmp_path):
     def call(*args, **env):
@@ -181,6 +190,72 @@ def test_masks_equal_a_direct_run_over_more_frames_than_are_remembered(segment, 
         assert masks.keys() == ours[frame].keys()
         for number, mask in masks.items():
             assert np.array_equal(mask, ours[frame][number]), (frame, number)
+
+
+def followed(loaded, count: int, prompts: tuple[str, ...], seeds=(), **options) -> list[dict[int, np.ndarray]]:
+    """Masks by object, of every frame of a film of moving squares."""
+    from networks.sam3.model import objects, track
+
+    processor, network = loaded
+    frames = (picture(index, (96, 64)) for index in range(count))
+    found = []
+    for session, output in track(network, processor, frames, count, (64, 96), prompts, seeds, **options):
+        shown = objects(processor, session, output)
+        assert output.frame_idx == len(found)
+        found.append(dict(zip(shown.ids, shown.masks, strict=True)))
+    return found
+
+
+def test_tracking_begins_anew_with_every_chunk_and_keeps_the_numbers(loaded):
+    from networks.sam3.seeds import Seed
+
+    seed = (Seed.box("box 1", 2, (10, 10, 40, 40)),)
+    whole, chunks = (followed(loaded, 18, ("person",), seed, chunk=chunk) for chunk in (None, 6))
+    (named,) = whole[2].keys() - whole[1].keys()
+    for frame in range(6):  # until the first border nothing differs
+        assert all(np.array_equal(whole[frame][number], chunks[frame][number]) for number in whole[frame])
+    assert whole[5].keys() == {0, named}
+    assert all({0, named} <= found.keys() for found in chunks[2:])
+    assert any(not np.array_equal(whole[frame][0], chunks[frame][0]) for frame in range(6, 18))
+    long = followed(loaded, 18, ("person",), seed, chunk=18)
+    assert all(np.array_equal(a[n], b[n]) for a, b in zip(whole, long, strict=True) for n in a)
+    alone = followed(loaded, 8, (), seed, chunk=3)
+    assert [list(found) for found in alone] == [[], []] + [[0]] * 6
+
+
+def test_detections_at_a_border_go_to_the_objects_they_overlap_most():
+    from types import SimpleNamespace
+
+    import torch
+
+    from networks.sam3.model import redetected
+
+    def stripe(begin, end):
+        mask = torch.zeros(1, 4, 10, dtype=torch.bool)
+        mask[..., begin:end] = True
+        return mask
+
+    masks = {3: stripe(0, 4), 5: stripe(1, 5), 8: stripe(6, 8), 9: stripe(0, 4)}
+    detections = torch.cat([stripe(1, 5), stripe(0, 5)]).float() * 2 - 1
+    session = SimpleNamespace(
+        obj_id_to_prompt_id={3: 0, 5: 0, 8: 0, 9: 1},
+        detections={0: {"mask": detections}, 1: {"mask": torch.zeros(0, 4, 10)}},
+    )
+    seen = redetected(masks, session, 0.5)
+    # 5 is the first detection exactly, which is taken then for 3; nothing is where 8 is; 9 has another prompt.
+    assert seen.keys() == {3, 5}
+    assert torch.equal(seen[5], stripe(1, 5)) and torch.equal(seen[3], stripe(0, 5))
+
+
+def test_no_more_objects_than_asked_for_at_a_time(loaded):
+    from networks.sam3.seeds import Seed
+
+    seeds = tuple(Seed.box(f"box {n}", n, (10, 10, 40, 40)) for n in (1, 3))
+    found = followed(loaded, 6, ("person",), seeds, max_objects=2)
+    assert [len(f) for f in found] == [0, 1, 1, 2, 2, 2]
+    # Objects that are pointed at are followed whatever the model's own limit (3 here) is.
+    seeds = tuple(Seed.box(f"box {n}", n, (10, 10, 40, 40)) for n in range(4))
+    assert len(followed(loaded, 6, ("person",), seeds)[-1]) == 4
 
 
 def test_results_of_a_run(segment, tmp_path):
@@ -444,13 +519,13 @@ def test_a_terminated_run_leaves_no_half_video(warm, checkpoint, tmp_path):
     assert done.stdout == "" and not list(tmp_path.glob("output/**/*.mp4"))
 
 
-def test_state_does_not_grow(checkpoint):
+def test_state_does_not_grow(loaded):
     """What the session holds after 60 frames is what it holds after 30."""
     import torch
 
-    from networks.sam3.model import load_network, track
+    from networks.sam3.model import track
 
-    processor, network = load_network(checkpoint, torch.float32, "cpu")
+    processor, network = loaded
 
     def held(value, seen):
         if id(value) in seen:

@@ -10,6 +10,9 @@ from typing import Any
 
 from shared_utils.errors import InvalidInputError, MissingInputError
 
+# FFmpeg's names of formats whose header says how long they last; for others FFmpeg looks at the end of what is there.
+_LENGTH_IN_HEADER = ("matroska", "flv", "mp4")
+
 
 @dataclass(frozen=True)
 class Clip:
@@ -72,6 +75,7 @@ def scan(path: Path, max_pixels: int) -> Clip:
             durations.append(frame.duration or 0)
         base, rate = stream.time_base, stream.average_rate or stream.guessed_rate or Fraction(25)
         announced, length, aspect = stream.frames, stream.duration, stream.sample_aspect_ratio
+        starts, lasts, kind = container.start_time or 0, container.duration, container.format.name
         sound = container.streams.audio[0] if container.streams.audio else None
         audio_start = None if sound is None else float((sound.start_time or 0) * (sound.time_base or 0))
     step = max(1, round(1 / rate / base))
@@ -79,6 +83,14 @@ def scan(path: Path, max_pixels: int) -> Clip:
     last = durations[-1] or (pts[-1] - pts[-2] if len(pts) > 1 else step)
     if announced > len(pts) and length and length - (pts[-1] + last - pts[0]) > 3 * step:
         raise InvalidInputError(f"{path}: ends after {len(pts)} of {announced} frames; the file is cut off")
+    if not announced and lasts and any(part in _LENGTH_IN_HEADER for part in kind.split(",")):
+        # These do not count their frames. Sound may go on for longer than the picture.
+        announced_end = Fraction(starts + lasts, 1_000_000)  # FFmpeg's AV_TIME_BASE
+        enough = announced_end - 3 * step * base - Fraction(1, 10)
+        if (pts[-1] + last) * base < enough and (ends := _last_packet(path)) < enough:
+            raise InvalidInputError(
+                f"{path}: ends at {float(ends):.2f} of {float(announced_end):.2f} seconds; the file is cut off"
+            )
     turns = _turns(first)
     width, height = (first.height, first.width) if turns % 2 else (first.width, first.height)
     colour = tuple(int(v) for v in (first.color_range, first.colorspace, first.color_primaries, first.color_trc))
@@ -90,6 +102,12 @@ def scan(path: Path, max_pixels: int) -> Clip:
     return Clip(
         pts, base, last, rate, width, height, turns, first.format.name, alpha, colour, aspect or None, audio_start
     )
+
+
+def _last_packet(path: Path) -> Fraction:
+    """When the last packet of any stream ends, seconds."""
+    with _open(path) as (container, _):
+        return max((p.pts + (p.duration or 0)) * p.time_base for p in container.demux() if p.pts is not None)
 
 
 def _check_size(path: Path, picture: Any, max_pixels: int) -> None:

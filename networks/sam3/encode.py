@@ -1,5 +1,6 @@
 """Writing video with PyAV: every frame at its own time, the colours labelled as they are, the audio copied."""
 
+import os
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -15,7 +16,7 @@ from shared_utils.video import Clip
 class VideoWriter:
     """A video file that is being written. Use it as a context manager; frames come in order through `add`.
 
-    codec: libx264, libvpx-vp9 or prores_ks, with its pixel format and options. audio: the file whose first audio track goes along;
+    codec: libx264, libvpx-vp9 or prores_ks, with its pixel format and options. audio: the file whose audio tracks go along;
     `first` and `last` are the indices of the first frame and the one after the last in `clip`.
     """
 
@@ -34,11 +35,11 @@ class VideoWriter:
         begin = clip.pts[first] * clip.time_base
         if first == 0 and audio is not None and clip.audio_start is not None:
             begin = min(begin, Fraction(clip.audio_start).limit_denominator(1_000_000))
-        self.begin = begin
-        self.end = (clip.pts[last - 1] + clip.duration(last - 1)) * clip.time_base
+        end = (clip.pts[last - 1] + clip.duration(last - 1)) * clip.time_base
         self.offset = round(begin / clip.time_base)
         self.durations: dict[int, int] = {}
-        self.container = av.open(str(path), "w")
+        # Absolute, for FFmpeg takes what comes before a colon as a protocol.
+        self.container = av.open(os.path.abspath(path), "w")
         stream = self.container.add_stream(codec, rate=clip.rate, options=options)
         stream.width, stream.height, stream.pix_fmt = clip.width, clip.height, pixel_format
         stream.time_base = stream.codec_context.time_base = clip.time_base
@@ -47,7 +48,8 @@ class VideoWriter:
         context = stream.codec_context
         context.color_range, context.colorspace, context.color_primaries, context.color_trc = clip.colour
         self.stream = stream
-        self.audio = AudioTrack(self.container, audio, begin, self.end, whole=first == 0) if audio else None
+        starts, ends = begin if first else None, end if last < len(clip.pts) else None
+        self.audio = audio_tracks(self.container, audio, begin, starts, ends) if audio else []
 
     def __enter__(self) -> "VideoWriter":
         return self
@@ -56,11 +58,11 @@ class VideoWriter:
         try:
             if kind is None:
                 self._mux(self.stream.encode(None))
-                if self.audio:
-                    self.audio.copy_until(None)
+                for track in self.audio:
+                    track.copy_until(None)
         finally:
-            if self.audio:
-                self.audio.close()
+            for track in self.audio:
+                track.source.close()
             self.container.close()
 
     def add(self, index: int, picture: Planes | av.VideoFrame) -> None:
@@ -73,8 +75,8 @@ class VideoWriter:
         frame.color_range, frame.colorspace = self.clip.colour[:2]
         self.durations[pts] = self.clip.duration(index)
         self._mux(self.stream.encode(frame))
-        if self.audio:
-            self.audio.copy_until(self.clip.pts[index] * self.clip.time_base)
+        for track in self.audio:
+            track.copy_until(self.clip.pts[index] * self.clip.time_base)
 
     def _mux(self, packets: list[Any]) -> None:
         for packet in packets:
@@ -84,13 +86,34 @@ class VideoWriter:
             self.container.mux(packet)
 
 
-class AudioTrack:
-    """The first audio track of a file on its way into another, packet by packet, from `begin` to `end` (seconds)."""
+def audio_tracks(
+    container: Any, path: Path, zero: Fraction, starts: Fraction | None, ends: Fraction | None
+) -> list["AudioTrack"]:
+    """All audio tracks of a file, on their way into `container`."""
+    with av.open(os.path.abspath(path)) as source:
+        count = len(source.streams.audio)
+    return [AudioTrack(container, path, number, zero, starts, ends) for number in range(count)]
 
-    def __init__(self, container: Any, path: Path, begin: Fraction, end: Fraction, whole: bool):
-        self.container, self.begin, self.end, self.whole = container, begin, end, whole
-        self.source = av.open(str(path))
-        self.input = self.source.streams.audio[0]
+
+class AudioTrack:
+    """An audio track of a file on its way into another, packet by packet.
+
+    `zero` is the time in the source that is 0 in the target; what begins before `starts` or from `ends` on stays out
+    (seconds in the source; None: nothing does).
+    """
+
+    def __init__(
+        self,
+        container: Any,
+        path: Path,
+        number: int,
+        zero: Fraction,
+        starts: Fraction | None,
+        ends: Fraction | None,
+    ):
+        self.container, self.zero, self.starts, self.ends = container, zero, starts, ends
+        self.source = av.open(os.path.abspath(path))
+        self.input = self.source.streams.audio[number]
         self.copied = self.input.codec_context.name in container.supported_codecs
         if self.copied:
             self.output = container.add_stream_from_template(self.input)
@@ -123,14 +146,14 @@ class AudioTrack:
             if packet.dts is None or packet.pts is None:
                 continue
             begins = packet.pts * packet.time_base
-            if not self.whole and (begins < self.begin or begins >= self.end):
+            if self._outside(begins):
                 continue
-            shift = round(self.begin / packet.time_base)
+            shift = round(self.zero / packet.time_base)
             packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, self.output
             yield begins, packet
 
     def _encoded(self) -> Iterator[tuple[Fraction, Any]]:
-        begins = self.begin
+        begins = self.zero
         context = self.output.codec_context
         # The encoder's own sample format, rate and frame length, whatever the sound comes in.
         formats = [f.name for f in context.codec.audio_formats]
@@ -138,22 +161,22 @@ class AudioTrack:
         fitted = av.AudioResampler(context.format, self.layout, context.sample_rate, 1024)
         for frame in self.source.decode(self.input):
             begins = frame.pts * frame.time_base
-            if not self.whole and (begins < self.begin or begins >= self.end):
+            if self._outside(begins):
                 continue
-            frame.pts -= round(self.begin / frame.time_base)
+            frame.pts -= round(self.zero / frame.time_base)
             for part in fitted.resample(frame):
                 for packet in self.output.encode(part):
                     yield begins, packet
         for packet in self.output.encode(None):
             yield begins, packet
 
-    def close(self) -> None:
-        self.source.close()
+    def _outside(self, begins: Fraction) -> bool:
+        return (self.starts is not None and begins < self.starts) or (self.ends is not None and begins >= self.ends)
 
 
 def check_video(path: Path, name: str, clip: Clip, first: int, last: int) -> None:
     """The file has the frames, size and duration it should. Raises `PostConditionError`."""
-    with av.open(str(path)) as container:
+    with av.open(os.path.abspath(path)) as container:
         stream = container.streams.video[0]
         size = stream.codec_context.width, stream.codec_context.height
         times = sorted(float(p.pts * p.time_base) for p in container.demux(stream) if p.pts is not None)

@@ -15,13 +15,20 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # One thread everywhere, so that CPU seconds count work and not threads that wait for each other.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1")
+# Modules compiled once, as on a user's machine; the unmeasured round writes what is missing.
+KEEP_BYTECODE = {"PYTHONDONTWRITEBYTECODE": ""}
 
 
 def cpu_seconds(command: list[str], cwd: Path | None = None, **env: str) -> float:
     """User and system CPU seconds of one process and its children, on one thread. Raises `SystemExit` when it fails."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     process = subprocess.run(
-        command, cwd=cwd, env=os.environ | ONE_THREAD | env, stdin=subprocess.DEVNULL, capture_output=True, text=True
+        command,
+        cwd=cwd,
+        env=os.environ | ONE_THREAD | KEEP_BYTECODE | env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if process.returncode:
@@ -39,6 +46,9 @@ def interleaved(commands: list[list[str]], pairs: int = 7, cwd: Path | None = No
             value = cpu_seconds(commands[index], cwd, **env)
             if number:
                 seconds[index].append(value)
+        if number:
+            latest = ", ".join(f"{values[-1]:.2f}" for values in seconds)
+            print(f"round {number} of {pairs}: {latest} CPU seconds", file=sys.stderr, flush=True)
     return seconds
 
 

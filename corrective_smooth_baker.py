@@ -32,7 +32,7 @@ from typing import Any, Literal
 try:
     from shared_utils.args import item_input, option
     from shared_utils.errors import InvalidInputError, MissingInputError, PostConditionError, UsageError
-    from shared_utils.options import CommonOptions
+    from shared_utils.options import CommonOptions, MeshOptions
     from shared_utils.output_dir import ItemOutput
     from shared_utils.run import Result, Run, Script, Smoke, run_script
 except ModuleNotFoundError as error:
@@ -51,7 +51,7 @@ Solver = Literal["nnls", "std", "cholesky", "qr", "inv", "pinv", "lstsq", "svd"]
 
 
 @dataclasses.dataclass(kw_only=True)
-class Config(CommonOptions):
+class Config(MeshOptions, CommonOptions):
     input: Path | None = item_input("A rigged model: USD, glTF/GLB or FBX with a skeleton and skinned meshes.")
     format: Literal["usdc", "usda", "usdz", "glb"] | None = option(
         None, "Format of the result; default usdc, or what --output ends in.", group="Result"
@@ -114,10 +114,9 @@ class Config(CommonOptions):
 
 
 def check(item: Config) -> None:
-    from meshes.io import READABLE
+    from meshes.io import check_readable
 
-    if item.input.suffix.lower() not in READABLE:
-        raise InvalidInputError(f"{item.input}: cannot read files ending in {item.input.suffix or 'nothing'}")
+    check_readable(item.input)
 
 
 def generate(run: Run, item: Config, out: ItemOutput) -> Result:
@@ -127,7 +126,7 @@ def generate(run: Run, item: Config, out: ItemOutput) -> Result:
     from meshes.io import read_scene, write_staged
 
     with run.phase("read"):
-        scene = read_scene(item.input)
+        scene = read_scene(item.input, fbx_timeout=item.fbx_timeout)
     for warning in scene.warnings:
         run.warn(warning)
     skinned = [m for m in scene.meshes if m.skin is not None and len(m.points)]

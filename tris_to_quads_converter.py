@@ -33,7 +33,7 @@ from typing import Any, Literal
 try:
     from shared_utils.args import item_input, option
     from shared_utils.errors import InvalidInputError, PostConditionError, UsageError
-    from shared_utils.options import CommonOptions
+    from shared_utils.options import CommonOptions, MeshOptions
     from shared_utils.output_dir import ItemOutput
     from shared_utils.run import Result, Run, Script, Smoke, run_script
 except ModuleNotFoundError as error:
@@ -52,7 +52,7 @@ PICTURE_FACES = 2_000_000  # above it no preview is drawn
 
 
 @dataclasses.dataclass(kw_only=True)
-class Config(CommonOptions):
+class Config(MeshOptions, CommonOptions):
     input: Path | None = item_input("A mesh: GLB/glTF, USD, OBJ, PLY, STL or FBX.")
     format: Literal["usdc", "usda", "usdz", "glb", "obj"] | None = option(
         None, "Format of the result; default usdc, or what --output ends in.", group="Result"
@@ -91,12 +91,9 @@ class Config(CommonOptions):
 
 
 def check(item: Config) -> None:
-    from meshes.io import READABLE
+    from meshes.io import check_readable
 
-    if item.input.suffix.lower() not in READABLE:
-        raise InvalidInputError(
-            f"{item.input}: cannot read files ending in {item.input.suffix or 'nothing'}; readable: {' '.join(READABLE)}"
-        )
+    check_readable(item.input)
 
 
 def generate(run: Run, item: Config, out: ItemOutput) -> Result:
@@ -104,7 +101,7 @@ def generate(run: Run, item: Config, out: ItemOutput) -> Result:
 
     earlier = dict(run.report.seconds)
     with run.phase("read"):
-        scene = read_scene(item.input)
+        scene = read_scene(item.input, fbx_timeout=item.fbx_timeout)
     for warning in scene.warnings:
         run.warn(warning)
     chosen = choose_meshes(scene, item)
@@ -166,9 +163,6 @@ def pair(run: Run, scene: Any, chosen: list[int], item: Config) -> list[Any]:
 def write(run: Run, scene: Any, path: Path, suffix: str, out: ItemOutput) -> None:
     """Write the scene and read it again: every face must have arrived. Raises `PostConditionError`."""
     from meshes.io import read_scene, write_staged
-
-    if suffix == ".glb":
-        run.warn("glTF knows triangles only: each quad is written as two of them (usdc, usdz and obj keep quads)")
 
     def check_faces(written: Path) -> None:
         # As shown: OBJ writes a mesh once for every place it stands at.

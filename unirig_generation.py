@@ -55,7 +55,7 @@ try:
     from shared_utils.errors import InvalidInputError, MissingInputError, PostConditionError, UsageError
     from shared_utils.hugging_face import Weights
     from shared_utils.libraries import quiet_libraries
-    from shared_utils.options import ModelOptions
+    from shared_utils.options import MeshOptions, ModelOptions
     from shared_utils.output_dir import ItemOutput
     from shared_utils.run import Result, Run, Script, Smoke, run_script
 except ModuleNotFoundError as error:
@@ -83,7 +83,6 @@ WEIGHTS = {
 }
 FORMATS = ("usdc", "usda", "usdz", "glb")
 INFLUENCES = (0, 4, 8)
-LFS_POINTER = b"version https://git-lfs"
 TOKENS_A_LINE = 100  # between two lines about the progress
 NAMES_SHOWN = 5
 
@@ -97,7 +96,7 @@ def _formats_rule(value: str) -> str | None:
 
 
 @dataclasses.dataclass(kw_only=True)
-class Config(ModelOptions):
+class Config(MeshOptions, ModelOptions):
     input: Path | None = item_input("A mesh: GLB, glTF, USD, FBX, OBJ, PLY or STL. An existing rig is replaced.")
     format: tuple[str, ...] = option(
         (),
@@ -215,23 +214,14 @@ def roles(config: Config) -> list[str]:
 
 def check(item: Config) -> None:
     """Look at an item's files before anything is loaded."""
-    check_mesh_file(item.input)
+    from meshes.io import check_readable
+
+    check_readable(item.input)
     if item.skeleton is not None:
         if not item.skeleton.is_file():
             raise MissingInputError(f"--skeleton {item.skeleton}: no such file")
-        check_mesh_file(item.skeleton)
+        check_readable(item.skeleton)
     generation_settings(item)
-
-
-def check_mesh_file(path: Path) -> None:
-    from meshes.io import READABLE
-
-    if path.suffix.lower() not in READABLE:
-        raise InvalidInputError(f"{path}: cannot read files ending in {path.suffix or 'nothing'}")
-    if path.is_file():
-        with path.open("rb") as stream:
-            if stream.read(len(LFS_POINTER)) == LFS_POINTER:
-                raise InvalidInputError(f"{path}: a Git LFS pointer and not the file itself (run `git lfs pull` there)")
 
 
 def generation_settings(item: Config) -> tuple[dict[str, Any], str, list[str]]:
@@ -334,10 +324,10 @@ def generate(models: Models, item: Config, out: ItemOutput) -> Result:
 
     run = models.run
     with run.phase("read"):
-        scene = read_scene(item.input)
+        scene = read_scene(item.input, fbx_timeout=item.fbx_timeout)
         if item.up_axis != "auto":
             scene.up_axis = item.up_axis.upper()
-        source = read_scene(item.skeleton) if item.skeleton else None
+        source = read_scene(item.skeleton, fbx_timeout=item.fbx_timeout) if item.skeleton else None
         for warning in (*scene.warnings, *(source.warnings if source else ())):
             run.warn(warning)
         body = rigging.gather(scene, str(item.input))

@@ -10,6 +10,7 @@ from shared_utils.errors import InvalidInputError, MissingInputError, UsageError
 from shared_utils.output_dir import ItemOutput
 
 READABLE = (".glb", ".gltf", ".usd", ".usda", ".usdc", ".usdz", ".obj", ".ply", ".stl", ".fbx")
+LFS_POINTER = b"version https://git-lfs"
 WRITABLE = (".usdc", ".usda", ".usdz", ".glb", ".obj")
 
 
@@ -21,6 +22,17 @@ class Written:
 
     warnings: list[str] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
+
+
+def check_readable(path: Path) -> None:
+    """Look at a mesh file without reading it. Raises InvalidInputError: an ending no reader knows, or a Git LFS pointer."""
+    if path.suffix.lower() not in READABLE:
+        ending = path.suffix or "nothing"
+        raise InvalidInputError(f"{path}: cannot read files ending in {ending}; readable: {' '.join(READABLE)}")
+    if path.is_file():
+        with path.open("rb") as stream:
+            if stream.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise InvalidInputError(f"{path}: a Git LFS pointer and not the file itself (run `git lfs pull` there)")
 
 
 def read_scene(path: Path | str, *, fbx_timeout: float | None = None) -> Scene:
@@ -36,6 +48,7 @@ def read_scene(path: Path | str, *, fbx_timeout: float | None = None) -> Scene:
         raise MissingInputError(f"{path} does not exist")
     if not path.is_file():
         raise InvalidInputError(f"{path} is not a file")
+    check_readable(path)
     suffix = path.suffix.lower()
     if suffix in (".glb", ".gltf"):
         from meshes.gltf_read import read_gltf
@@ -49,13 +62,9 @@ def read_scene(path: Path | str, *, fbx_timeout: float | None = None) -> Scene:
         from meshes.polygons import read_polygons
 
         return read_polygons(path)
-    if suffix == ".fbx":
-        from meshes.fbx import read_fbx
+    from meshes.fbx import read_fbx
 
-        return read_fbx(path, timeout=fbx_timeout)
-    raise InvalidInputError(
-        f"{path}: cannot read files ending in {suffix or 'nothing'}; readable: {' '.join(READABLE)}"
-    )
+    return read_fbx(path, timeout=fbx_timeout)
 
 
 def write_scene(

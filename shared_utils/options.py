@@ -118,3 +118,12 @@ class ModelOptions(CommonOptions):
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = option(
         "auto", "Number type of the model; auto is bf16 where the device computes with it.", **_MODEL
     )
+
+
+@dataclasses.dataclass(kw_only=True)
+class MeshOptions:
+    """Flags of the scripts that read meshes, beside `CommonOptions` or `ModelOptions`."""
+
+    fbx_timeout: float = option(
+        300.0, "Seconds that Blender may take to read an FBX, without the time to install it.", minimum=1.0, **_RUN
+    )

@@ -114,7 +114,7 @@ class OutputDir:
         self.base = base
         self.resume = resume
         self.path: Path | None = None
-        self.created = False
+        self.created = self.created_base = False
         self.timestamp = time.strftime(TIMESTAMP)
 
     def create(self) -> Path:
@@ -126,7 +126,8 @@ class OutputDir:
             return self.path
         wanted = self.resume or self.base
         try:
-            self.created = self.resume is not None and not wanted.exists()
+            new = not wanted.exists()
+            self.created, self.created_base = self.resume is not None and new, self.resume is None and new
             wanted.mkdir(parents=True, exist_ok=True)
             if self.resume is not None:
                 self.path = self.resume
@@ -134,7 +135,8 @@ class OutputDir:
             for attempt in range(1, 10000):
                 name = self.timestamp if attempt == 1 else f"{self.timestamp}_{attempt}"
                 try:
-                    (self.base / name).mkdir()
+                    # parents: another process may just have removed the empty base folder it had made.
+                    (self.base / name).mkdir(parents=True)
                 except FileExistsError:
                     continue
                 self.path, self.created, self.timestamp = self.base / name, True, name
@@ -144,9 +146,13 @@ class OutputDir:
         raise OutputWriteError(f"{self.base}: no free folder name for {self.timestamp}")
 
     def discard_if_empty(self) -> None:
-        """Remove the folder if this run made it and no result lies in it."""
+        """Remove the folder if this run made it and no result lies in it, and the base folder by the same rule."""
         if self.path is not None and self.created and not any(self.path.iterdir()):
             self.path.rmdir()
+            if self.created_base:
+                # Not empty when another process works in it.
+                with contextlib.suppress(OSError):
+                    self.base.rmdir()
 
     def keep_last(self, count: int, tool: str) -> list[Path]:
         """Remove older finished folders of `tool` beside this one, keeping `count` including this one; return the removed.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import run
 
 from meshes.io import read_scene, write_scene
 from shared_utils.errors import InvalidInputError, MissingInputError, TemporaryError, UnavailableError
@@ -98,6 +99,18 @@ def test_blender_that_hangs_is_ended_with_all_its_children(tmp_path, fake_uv):
     with pytest.raises(InvalidInputError, match=r"not done after 0\.5 s"):
         read_scene(fbx(tmp_path), fbx_timeout=0.5)
     assert _ended(int(mark.read_text()))
+
+
+@pytest.mark.parametrize("name", ["tris_to_quads_converter.py", "corrective_smooth_baker.py"])
+def test_scripts_bound_the_time_of_blender_and_know_a_pointer(tmp_path, fake_uv, name):
+    fake_uv(blender="sleep 600")
+    done = run(name, fbx(tmp_path), "--fbx-timeout", 1, cwd=tmp_path)
+    assert done.returncode == 65 and "not done after 1 s" in done.stderr
+    pointer = tmp_path / "a.fbx"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n")
+    done = run(name, pointer, cwd=tmp_path)
+    assert done.returncode == 65 and done.stderr.count("\n") == 1 and "git lfs pull" in done.stderr
+    assert not (tmp_path / "output").exists()
 
 
 def _ended(pid: int) -> bool:

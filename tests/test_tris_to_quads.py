@@ -108,7 +108,7 @@ def test_formats(patch, tmp_path, suffix):
     assert path.suffix == f".{suffix}"
     faces = read_scene(path).meshes[0].face_sizes
     assert (faces == 4).any() != (suffix == "glb")
-    assert ("two of them" in done.stderr) == (suffix == "glb")
+    assert ("triangles only" in done.stderr) == (suffix == "glb")
 
 
 def test_obj_keeps_quads_and_ngons_that_are_there(tmp_path):

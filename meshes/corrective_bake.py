@@ -21,8 +21,9 @@ from meshes.smoothing import CorrectiveSmooth, SmoothSettings
 from meshes.weight_rows import compressed_rows, dense_rows, limit
 from shared_utils.errors import InvalidInputError, PostConditionError
 
-# The share of the training poses drawn anew for choosing (validation) and for the report (test), and their least number.
-HELD_OUT_SHARE, HELD_OUT_MIN = 0.25, 20
+# Poses drawn anew for choosing are as many as those of the training: with fewer, chance rejects good weights. For the report
+# (test) it is this share of them, and at least so many.
+TEST_SHARE, MIN_TEST = 0.25, 20
 MIN_POSES = 80
 CENTIMETRES_PER_METRE = 100.0
 
@@ -181,7 +182,6 @@ def bake_mesh(
     """
     posed = PosedMesh(mesh, skeleton, moving, settings.smooth, mask)
     count = settings.poses or max(math.ceil(len(moving) * settings.quality), MIN_POSES)
-    held_out = max(HELD_OUT_MIN, round(count * HELD_OUT_SHARE))
     train = posed.draw(rng, count, settings.twist_angle)
     chosen = posed.weighted & _range(
         settings, train, centimetres_per_unit, None if selection is None else selection[posed.first]
@@ -199,10 +199,10 @@ def bake_mesh(
     del train
     limited = limit(posed.original, settings.influences)
     baked = limited.copy()
-    better = improves(posed, chosen, solved, limited, posed.draw(rng, held_out, settings.twist_angle))
+    better = improves(posed, chosen, solved, limited, posed.draw(rng, max(count, MIN_TEST), settings.twist_angle))
     baked[np.flatnonzero(chosen)[better]] = solved[better]
 
-    test = posed.draw(rng, held_out, settings.twist_angle)
+    test = posed.draw(rng, max(MIN_TEST, round(count * TEST_SHARE)), settings.twist_angle)
     shape = posed.skin(baked, test.transforms)
     before, cut, after = (
         np.linalg.norm(points - test.smoothed, axis=-1)

@@ -18,10 +18,13 @@ from meshes.weight_rows import limit
 SOLVERS = ("nnls", "std", "cholesky", "qr", "inv", "pinv", "lstsq", "svd")
 # Of the diagonal of Q; keeps near-equal bones from being played against each other.
 RIDGE = 1e-9
-# Points solved together: bounds the memory of their Q matrices (points x bones x bones x 8 bytes) to about 50 MB a thread.
-_BATCH_BYTES = 5e7
-# A bone enters while the error would fall by this share of itself; weights below the second number are zero.
-_SLOPE, _ZERO = 1e-10, 1e-14
+# Points solved together: bounds the memory of their Q matrices (points x bones x bones x 8 bytes) to about 32 MB a thread.
+_BATCH_BYTES = 3.2e7
+# A bone enters while the error falls along it by more than this share of itself.
+_SLOPE = 1e-10
+# Bones that enter at once, and rounds without progress before bones are exchanged one by one.
+_ENTERING, _PATIENCE = 3, 3
+_PARTS = 4
 
 
 def random_rotations(rng: np.random.Generator, poses: int, bones: int, max_angle: float) -> np.ndarray:
@@ -71,18 +74,6 @@ def skin_points(
     return np.stack(posed) if posed else np.zeros((0, len(points), 3))
 
 
-def _best_on(q: np.ndarray, rows: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """Weights [R, B] minimising w' q w with sum 1 on the bones `inside` [R, B]; some may come out negative."""
-    bones, used = _columns(inside)
-    inner = q[rows[:, None, None], bones[:, :, None], bones[:, None, :]]
-    # Places that a row does not use hold an equation of their own: 1 x = 0.
-    inner = np.where(used[:, :, None] & used[:, None, :], inner, np.eye(bones.shape[1]))
-    solution = np.linalg.solve(inner, used[..., None].astype(float))[..., 0]
-    weights = np.zeros(inside.shape)
-    np.put_along_axis(weights, bones, solution / solution.sum(axis=1, keepdims=True), 1)
-    return weights
-
-
 def _columns(inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The True columns of each row first, as many as the fullest row has: indices [R, K] and which of them count [R, K]."""
     counts = inside.sum(axis=1)
@@ -90,78 +81,106 @@ def _columns(inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.argsort(~inside, axis=1, kind="stable")[:, :most], np.arange(most) < counts[:, None]
 
 
-def _times(q: np.ndarray, rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """q w for sparse weights, [R, B]."""
-    bones, _ = _columns(weights > 0)
-    return np.einsum("rkb,rk->rb", q[rows[:, None], bones], np.take_along_axis(weights, bones, 1))
+def _inner(q: np.ndarray, rows: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The part of q[rows] on the bones `inside` [R, B], [R, K, K], with the `_columns` it belongs to.
 
-
-def _simplex(q: np.ndarray, rows: np.ndarray, start: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-    """Weights [R, B] with the least w' q w, w >= 0, sum 1, on the bones `allowed` [R, B], from the feasible `start` [R, B].
-
-    Lawson and Hanson's active sets (Solving Least Squares Problems, 1974, ch. 23) with the sum as an equality, for all rows of
-    `q` [N, B, B] that `rows` [R] names in step.
+    Places that a row does not use hold an equation of their own: 1 x = 0.
     """
-    result, inside = start.copy(), start > 0
-    open_ = np.arange(len(rows))
-    for _ in range(3 * q.shape[1] + 10):
-        if not len(open_):
-            break
-        old = result[open_]
-        new = _best_on(q, rows[open_], inside[open_])
-        # Go to the optimum of this set of bones, or as far as the first weight that reaches zero, which leaves the set.
-        blocked = inside[open_] & (new <= 0) & (old > new)
-        ratio = np.divide(old, old - new, out=np.ones_like(old), where=blocked)
-        step = ratio.min(axis=1, keepdims=True)
-        moved = old + step * (new - old)
-        arrived = step[:, 0] >= 1
-        moved[~arrived] = np.where(moved[~arrived] > _ZERO, moved[~arrived], 0.0)
-        result[open_] = moved
-        inside[open_] &= arrived[:, None] | (moved > 0)
-        # At an optimum, let the bone in along which the error falls most steeply.
-        slope = _times(q, rows[open_[arrived]], moved[arrived])
-        level = np.einsum("rb,rb->r", slope, moved[arrived])
-        slope = np.where(allowed[open_[arrived]] & ~inside[open_[arrived]], slope - level[:, None], 0.0)
-        entering = slope.argmin(axis=1)
-        falls = slope[np.arange(len(slope)), entering] < -_SLOPE * level
-        inside[open_[arrived][falls], entering[falls]] = True
-        more = ~arrived
-        more[np.flatnonzero(arrived)[falls]] = True
-        open_ = open_[more]
-    return result / result.sum(axis=1, keepdims=True)
+    bones, used = _columns(inside)
+    # Flat indices: numpy takes by them twice as fast as by three arrays.
+    line = (rows[:, None] * q.shape[1] + bones) * q.shape[1]
+    inner = q.reshape(-1).take(line[:, :, None] + bones[:, None, :])
+    inner *= used[:, :, None]
+    inner *= used[:, None, :]
+    np.einsum("rkk->rk", inner)[~used] = 1.0
+    return inner, bones, used
 
 
-def _fewer(q: np.ndarray, weights: np.ndarray, influences: int, prune: float) -> np.ndarray:
-    """Drop a point's smallest weight and solve on the rest until `influences` (0: any number) are left, none below `prune`."""
-    weights = weights.copy()
-    while True:
-        positive = np.where(weights > 0, weights, np.inf)
-        count = (weights > 0).sum(axis=1)
-        many = (count > influences) if influences else np.zeros(len(weights), bool)
-        rows = np.flatnonzero((many | (positive.min(axis=1) < prune)) & (count > 1))
-        if not len(rows):
-            return weights
-        kept = weights[rows]
-        kept[np.arange(len(rows)), positive[rows].argmin(axis=1)] = 0.0
-        weights[rows] = _simplex(q, rows, kept / kept.sum(axis=1, keepdims=True), kept > 0)
+def _optimum(q: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """Weights [N, B] with the least w' q w, w >= 0, sum 1; `start` [N, B] says from which bones the search begins.
+
+    With x = w / (w' q w) this is the complementarity problem x >= 0, q x - 1 >= 0, x' (q x - 1) = 0, solved by exchanging bones
+    between the two sides: block principal pivoting (Kim and Park, Fast Nonnegative Matrix Factorization, SIAM J. Sci. Comput. 33,
+    2011), with few bones entering at a time to keep the systems small. All points go in step; those that are done leave.
+    """
+    inside, weights = start.copy(), np.zeros(start.shape)
+    fewest, patience = np.full(len(q), q.shape[1] + 1), np.full(len(q), _PATIENCE)
+    rows, lines = np.arange(len(q)), q.reshape(-1, q.shape[1])
+    while len(rows):
+        now = inside[rows]
+        inner, bones, used = _inner(q, rows, now)
+        solution = np.linalg.solve(inner, used[..., None].astype(float))[..., 0]
+        x = np.zeros(now.shape)
+        np.put_along_axis(x, bones, solution, 1)
+        slope = np.einsum("rkb,rk->rb", lines.take(rows[:, None] * len(start[0]) + bones, axis=0), solution) - 1.0
+        falls = np.where(now, 0.0, slope) < -_SLOPE
+        wrong = (now & (x < 0)) | falls
+        steepest = np.argpartition(np.where(falls, slope, 0.0), min(_ENTERING, slope.shape[1]) - 1, axis=1)
+        exchange = np.zeros(now.shape, bool)
+        np.put_along_axis(exchange, steepest[:, :_ENTERING], True, 1)
+        exchange = (exchange & falls) | (now & wrong)
+        # Where the number of wrong bones has stopped falling, exchange only the last of them: that cannot go in circles.
+        count = wrong.sum(axis=1)
+        improved = count < fewest[rows]
+        fewest[rows] = np.minimum(fewest[rows], count)
+        patience[rows] = np.where(improved, _PATIENCE, patience[rows] - 1)
+        alone = (patience[rows] < 0)[:, None]
+        last = now.shape[1] - 1 - wrong[:, ::-1].argmax(axis=1)
+        exchange = np.where(alone, wrong & (np.arange(now.shape[1]) == last[:, None]), exchange)
+        done = count == 0
+        weights[rows[done]] = x[done] / x[done].sum(axis=1, keepdims=True)
+        inside[rows] = now ^ exchange
+        rows = rows[~done]
+    return weights
 
 
-def _energy(q: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    return np.einsum("rb,rb->r", _times(q, np.arange(len(q)), weights), weights)
+def _reduced(q: np.ndarray, chosen: np.ndarray, support: np.ndarray, influences: int, prune: float) -> np.ndarray:
+    """Weights [R, B] of the points `chosen` [R], on at most `influences` (0: any number) of the bones in `support` [R, B], none
+    negative or below `prune`.
+
+    The optimum on a set of bones is x / sum(x) with x = inverse(q) 1, and its error 1 / sum(x); without bone i sum(x) falls by
+    x_i^2 / inverse(q)_ii. So bones go one by one, the negative first, then the one that costs least, then those below `prune`.
+    """
+    left = support.copy()
+    inner, bones, used = _inner(q, chosen, support)
+    inverse = np.linalg.inv(inner) * (used[:, :, None] & used[:, None, :])
+    rows = np.arange(len(chosen))
+    while len(rows):
+        x = inverse.sum(axis=2)
+        weights = np.where(used, x / x.sum(axis=1, keepdims=True), np.inf)
+        lowest, count = weights.min(axis=1), used.sum(axis=1)
+        drop = weights.argmin(axis=1)
+        many = (count > influences) & (lowest > 0) if influences else np.zeros(len(rows), bool)
+        cost = x[many] ** 2 / np.where(used[many], np.einsum("nkk->nk", inverse[many]), 1.0)
+        drop[many] = np.where(used[many], cost, np.inf).argmin(axis=1)
+        more = (many | (lowest <= 0) | (lowest < prune)) & (count > 1)
+        if not more.all():
+            rows, bones, used, inverse, drop = rows[more], bones[more], used[more], inverse[more], drop[more]
+        each = np.arange(len(rows))
+        column = inverse[each, :, drop]
+        inverse -= column[:, :, None] * (column / column[each, drop][:, None])[:, None, :]
+        inverse[each, :, drop] = inverse[each, drop] = 0.0
+        used[each, drop] = False
+        left[rows, bones[each, drop]] = False
+    # Once more from the start: many steps of elimination add up their rounding.
+    inner, bones, used = _inner(q, chosen, left)
+    x = np.maximum(np.linalg.solve(inner, used[..., None].astype(float))[..., 0], 0.0)
+    weights = np.zeros(support.shape)
+    np.put_along_axis(weights, bones, x / x.sum(axis=1, keepdims=True), 1)
+    return weights
 
 
 def _constrained(q: np.ndarray, original: np.ndarray, influences: int, prune: float) -> np.ndarray:
     """Weights [N, B], at most `influences` a row, that make w' q w small; `original` [N, B] are the weights so far, limited."""
     diagonal = np.einsum("nbb->nb", q)
     diagonal += RIDGE * diagonal.mean(axis=1, keepdims=True) + 1e-300
-    every = np.arange(len(q))
-    nearest = np.zeros(original.shape)
-    nearest[every, diagonal.argmin(axis=1)] = 1.0
-    start = np.where(original.max(axis=1, keepdims=True) > 0, original, nearest)
-    best = _fewer(q, _simplex(q, every, start, np.ones(start.shape, bool)), influences, prune)
-    # The original's own bones are another choice of support; the smaller error wins.
-    other = _fewer(q, _simplex(q, every, start, start > 0), influences, prune)
-    return np.where((_energy(q, other) < _energy(q, best))[:, None], other, best)
+    start = original > 0
+    start[np.arange(len(q)), diagonal.argmin(axis=1)] = True
+    support, weights = _optimum(q, start) > 0, np.zeros(start.shape)
+    # Points with about as many bones go together, as each takes as much room as the one with most.
+    for part in np.array_split(support.sum(axis=1).argsort(), _PARTS):
+        weights[part] = _reduced(q, part, support[part], influences, prune)
+    return weights
 
 
 def solve_weights(

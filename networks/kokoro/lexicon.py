@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,7 +70,8 @@ class Lexicon:
         else:
             rows = list(_read_lines(content, path))
         entries: dict[str, str] = {}
-        for where, word, phonemes in rows:
+        for where, given, phonemes in rows:
+            word = unicodedata.normalize("NFC", given)  # as the text is
             if unknown := unknown_symbols(phonemes, vocab):
                 raise InvalidInputError(f"--lexicon {where}: {' '.join(unknown)} is no phoneme of Kokoro's")
             if word in entries:

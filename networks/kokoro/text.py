@@ -15,6 +15,10 @@ from shared_utils.errors import InvalidInputError
 _SILENT = dict.fromkeys(
     map(ord, "\u00ad\u200b\u200e\u200f\u2060\ufeff\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 )
+_LIGATURES = {
+    code: unicodedata.normalize("NFKC", chr(code)) for code in range(0xFB00, 0xFB07)
+}  # fi, fl as PDFs have them
+_SPOKEN_MARKS = "%‰&@#§％＆＠＃"  # punctuation to Unicode, words to a reader
 _BREAKS = {"\r\n": "\n", "\r": "\n", "\x85": "\n", "\u2028": "\n", "\u2029": "\n\n", "\f": "\n\n", "\v": "\n"}
 
 _CLOSING = "\"'”’»)\\]）」』】》〉"
@@ -43,7 +47,7 @@ WRAP_WIDTHS = range(50, 121)  # characters: lines of hard-wrapped text
 
 
 def clean(text: str) -> str:
-    """The text in NFC with plain line feeds, without marks that make no sound.
+    """The text in NFC with plain line feeds and letters for ligatures, without marks that make no sound.
 
     Raises InvalidInputError for bytes that were no text (they reach Python as lone surrogates).
     """
@@ -53,13 +57,13 @@ def clean(text: str) -> str:
         raise InvalidInputError(f"the text is not valid UTF-8 (at character {error.start})") from None
     for mark, line_feed in _BREAKS.items():
         text = text.replace(mark, line_feed)
-    text = unicodedata.normalize("NFC", text).translate(_SILENT)
+    text = unicodedata.normalize("NFC", text).translate(_SILENT).translate(_LIGATURES)
     return "".join(" " if c != "\n" and unicodedata.category(c) == "Cc" else c for c in text)
 
 
 def has_sound(text: str) -> bool:
     """Whether there is anything to say: a letter, a digit or a symbol, not only punctuation."""
-    return any(unicodedata.category(c)[0] in "LNS" for c in text)
+    return any(unicodedata.category(c)[0] in "LNS" or c in _SPOKEN_MARKS for c in text)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,14 +19,16 @@ from shared_utils.errors import InvalidInputError, MissingInputError, UsageError
 
 ROWS = (MAX_PHONEMES, MAX_PHONEMES + 1)
 SUFFIXES = (".pt", ".safetensors", ".npz", ".npy", ".bin")
+NAMELESS = ""  # stands for the only voice of a file without names
 _NAME = re.compile(r"[A-Za-z0-9][\w-]*")
 
 
 def read_voice(path: Path, name: str | None = None) -> np.ndarray:
     """Read a voice file, float32 [510, 1, 256]. `name` chooses one where a file holds several.
 
-    Takes `.pt` (a tensor, read without running code), `.safetensors`, `.npz`, `.npy` and `.bin` (bare little-endian float32).
-    Raises MissingInputError, or InvalidInputError for a file that holds no voice.
+    Takes `.pt` (a tensor or a dictionary of them, read without running code), `.safetensors`, `.npz`, `.npy` and `.bin` (bare
+    little-endian float32, or kokoro-onnx's archive). Raises MissingInputError, InvalidInputError for a file that holds no voice or none of that name,
+    UsageError for a name where the file has no names.
     """
     path = Path(path)
     if not path.is_file():
@@ -43,7 +46,9 @@ def read_voice(path: Path, name: str | None = None) -> np.ndarray:
     try:
         tensors = readers[suffix](path)
     except (OSError, ValueError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        # What unpickling says of a file that is no pickle is a bare number or letter.
+        reason = (str(error).strip().splitlines() or [""])[0] if not isinstance(error, KeyError) else ""
+        reason = reason or f"not a {suffix} file"
         raise InvalidInputError(f"{path}: cannot be read as a voice ({reason})") from error
     return as_voice(_choose(tensors, name, path), str(path))
 
@@ -53,12 +58,9 @@ def as_voice(values: np.ndarray, where: str) -> np.ndarray:
     array = np.asarray(values)
     if array.dtype.kind != "f":
         raise InvalidInputError(f"{where}: holds {array.dtype} numbers, a voice holds floating-point ones")
-    shape = array.shape
-    if array.ndim == 2:
-        array = array[:, None, :]
-    if array.ndim != 3 or array.shape[0] not in ROWS or array.shape[1:] != (1, STYLE_WIDTH):
+    if array.shape not in [(rows, 1, STYLE_WIDTH) for rows in ROWS]:
         raise InvalidInputError(
-            f"{where}: has the shape {list(shape)}; a voice has [{MAX_PHONEMES}, 1, {STYLE_WIDTH}]"
+            f"{where}: has the shape {list(array.shape)}; a voice has [{MAX_PHONEMES}, 1, {STYLE_WIDTH}]"
             f" or [{MAX_PHONEMES + 1}, 1, {STYLE_WIDTH}]"
         )
     array = array.astype(np.float32)
@@ -73,14 +75,18 @@ def style_row(voice: np.ndarray, phonemes: int) -> np.ndarray:
 
 
 def _choose(tensors: dict[str, np.ndarray], name: str | None, path: Path) -> np.ndarray:
-    if name is not None and name in tensors:
-        return tensors[name]
-    if len(tensors) == 1:
-        return next(iter(tensors.values()))
     if not tensors:
         raise InvalidInputError(f"{path}: holds no tensor")
+    if NAMELESS in tensors:
+        if name is not None:
+            raise UsageError(f"--voice {name} and --voice-file {path} exclude each other: the file holds one voice")
+        return tensors[NAMELESS]
     names = ", ".join(sorted(tensors)[:12])
-    raise InvalidInputError(f"{path}: holds {len(tensors)} voices; choose one of them with --voice: {names}")
+    if name is None and len(tensors) > 1:
+        raise InvalidInputError(f"{path}: holds {len(tensors)} voices; choose one of them with --voice: {names}")
+    if name is not None and name not in tensors:
+        raise InvalidInputError(f"{path}: holds no voice {name}; there are {names}")
+    return tensors[name] if name is not None else next(iter(tensors.values()))
 
 
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
@@ -88,10 +94,16 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
 
     content = torch.load(path, map_location="cpu", weights_only=True)
     if isinstance(content, torch.Tensor):
-        content = {path.stem: content}
+        content = {NAMELESS: content}
     if not isinstance(content, dict):
         raise ValueError(f"it holds a {type(content).__name__}")
-    return {str(k): v.detach().float().numpy() for k, v in content.items() if isinstance(v, torch.Tensor)}
+    return {str(k): _numpy(v) for k, v in content.items() if isinstance(v, torch.Tensor)}
+
+
+def _numpy(tensor: Any) -> np.ndarray:
+    """A torch tensor; bfloat16, which numpy does not have, becomes float32."""
+    tensor = tensor.detach()
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -99,7 +111,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     from safetensors.torch import load_file
 
     try:
-        return {name: tensor.float().numpy() for name, tensor in load_file(path).items()}
+        return {name: _numpy(tensor) for name, tensor in load_file(path).items()}
     except SafetensorError as error:
         raise ValueError(str(error)) from error
 
@@ -107,16 +119,18 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 def _read_numpy(path: Path) -> dict[str, np.ndarray]:
     loaded = np.load(path, allow_pickle=False)
     if isinstance(loaded, np.ndarray):
-        return {path.stem: loaded}
+        return {NAMELESS: loaded}
     with loaded:
         return {name: loaded[name] for name in loaded.files}
 
 
 def _read_bare(path: Path) -> dict[str, np.ndarray]:
+    if zipfile.is_zipfile(path):  # kokoro-onnx calls its NumPy archive voices-v1.0.bin
+        return _read_numpy(path)
     values = np.fromfile(path, dtype="<f4")
     if len(values) not in [rows * STYLE_WIDTH for rows in ROWS] or path.stat().st_size != values.nbytes:
         raise ValueError(f"{path.stat().st_size} bytes are not {ROWS[0]} or {ROWS[1]} rows of {STYLE_WIDTH} float32")
-    return {path.stem: values.reshape(-1, 1, STYLE_WIDTH)}
+    return {NAMELESS: values.reshape(-1, 1, STYLE_WIDTH)}
 
 
 @dataclasses.dataclass(frozen=True)

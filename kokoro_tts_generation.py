@@ -473,7 +473,7 @@ def generate(model: Model, item: Config, out: ItemOutput) -> Result:
     """Speak one text: chunk by chunk from text to phonemes, to sound, to the files."""
     from networks.kokoro.document import read_document
     from networks.kokoro.lexicon import Lexicon
-        from networks.kokoro.speak import Pauses, chunks_of, synthesize_chunk, timed_words
+    from networks.kokoro.speak import Pauses, chunks_of, synthesize_chunk, timed_words
     from networks.kokoro.speech_files import SpeechFiles
     from shared_utils.device import peak_memory
 

@@ -551,13 +551,12 @@ def build_object(
         )
     condition, latents = encode_pictures(model, crop, planner=item.boxes is None)
     voxels = make_structure(model, item, pipeline, condition)
-    boxes = read_boxes(item.boxes) if item.boxes else plan_parts(model, item, crop, latents, voxels)
+    boxes = read_boxes(item.boxes) if item.boxes else plan_parts(model, item, crop, latents, voxels, mask_parts)
     try:
         layout = lay_out_parts(voxels.numpy(), boxes)
     except ValueError as error:
         raise InvalidInputError(f"{item.boxes or 'planned boxes'}: {error}; the object lies elsewhere") from error
-    if len(layout.boxes) != mask_parts:
-        run.warn(f"the object has {len(layout.boxes)} part(s), the mask {mask_parts}")
+    check_part_count(run, item, len(boxes), layout.boxes, mask_parts)
     coords, features, sizes = make_latents(model, item, pipeline, condition, crop.grid, layout)
     originals, hidden = decode_meshes(model, pipeline, coords, features, sizes)
     splats = decode_splats(model, pipeline, coords, features, sizes)
@@ -576,6 +575,23 @@ def build_object(
         "hidden_surfaces_removed": hidden,
     }
     return report | ({} if item.boxes else {"licence_notice": LICENCE_NOTICE})
+
+
+def check_part_count(run: Run, item: Config, boxes: int, kept: list[int], mask_parts: int) -> None:
+    """Each part of the mask has its part in the object, before hours are spent on it; boxes of the user's own are theirs.
+
+    Raises `PostConditionError`.
+    """
+    empty = ", ".join(str(number + 1) for number in range(boxes) if number not in kept)
+    if item.boxes is None and len(kept) != mask_parts:
+        raise PostConditionError(
+            f"{len(kept)} of {mask_parts} parts have a place in the object, not number {empty}: try another --seed, or join"
+            " parts with --merge-groups"
+        )
+    if empty:
+        run.warn(f"--boxes {item.boxes}: nothing of the object lies in box {empty}")
+    if boxes != mask_parts:
+        run.warn(f"--boxes {item.boxes}: {boxes} boxes, and {mask_parts} part(s) in the mask")
 
 
 def encode_pictures(model: Model, crop: Any, planner: bool) -> tuple[Any, Any]:
@@ -608,8 +624,8 @@ def make_structure(model: Model, item: Config, pipeline: Any, condition: Any) ->
     return voxels
 
 
-def plan_parts(model: Model, item: Config, crop: Any, latents: Any, voxels: Any) -> Any:
-    """Boxes float64 [K, 2, 3]."""
+def plan_parts(model: Model, item: Config, crop: Any, latents: Any, voxels: Any, parts: int) -> Any:
+    """Boxes float64 [parts, 2, 3]."""
     from networks.checkpoints import load_checkpoint
     from networks.omnipart.box_planner import BoxPlanner, partfield_of_planner, plan_boxes
     from networks.omnipart.partfield import PartField, voxel_features
@@ -627,7 +643,7 @@ def plan_parts(model: Model, item: Config, crop: Any, latents: Any, voxels: Any)
         known = planner.sizes.max_group_size
         if crop.grid.max() > known:
             raise UsageError(f"{crop.grid.max()} parts: the box planner knows {known} at most (--max-parts {known})")
-        with progress(model.run, 6 * item.max_parts + 1, "boxes", "token") as advance:
+        with progress(model.run, 6 * parts + 1, "boxes", "token") as advance:
             boxes = plan_boxes(
                 planner,
                 latents,
@@ -635,7 +651,7 @@ def plan_parts(model: Model, item: Config, crop: Any, latents: Any, voxels: Any)
                 voxels.numpy(),
                 features,
                 item.seed,
-                max_boxes=item.max_parts,
+                boxes=parts,
                 progress=advance,
             )
         del planner, features
@@ -666,7 +682,7 @@ def make_latents(
 
 
 def decode_meshes(model: Model, pipeline: Any, coords: Any, features: Any, sizes: list[int]) -> tuple[dict, int]:
-    """The parts that have a surface, by number from 1, and how many hidden surfaces were removed from them."""
+    """The parts by number from 1, and how many hidden surfaces were removed from them. Raises `PostConditionError`."""
     from networks.omnipart.generation import decode_parts
     from networks.omnipart.loading import load_role
     from networks.omnipart.part_meshes import from_surface, remove_cavities
@@ -680,13 +696,13 @@ def decode_meshes(model: Model, pipeline: Any, coords: Any, features: Any, sizes
             for number, surface in enumerate(surfaces, 1):
                 mesh, removed = remove_cavities(from_surface(surface))
                 hidden += removed
-                if len(mesh.faces):
-                    meshes[number] = mesh
-                else:
-                    model.run.warn(f"part {number} came out empty and is left out")
+                meshes[number] = mesh
         del decoder
-    if not meshes:
-        raise PostConditionError("no part has a surface; try another --seed")
+    if empty := [str(number) for number, mesh in meshes.items() if not len(mesh.faces)]:
+        raise PostConditionError(
+            f"part {', '.join(empty)} of {len(meshes)} came out without a surface: try another --seed, or join it to"
+            " another with --merge-groups"
+        )
     return meshes, hidden
 
 

@@ -434,6 +434,9 @@ def test_planned_boxes_obey_the_grammar_and_the_seed(small_planner):
     assert np.array_equal(boxes, plan_boxes(small_planner, latents, grid, voxels, features, seed=0, **plan))
     others = [plan_boxes(small_planner, latents, grid, voxels, features, seed=s, max_boxes=6) for s in range(1, 4)]
     assert any(other.shape != boxes.shape or not np.array_equal(other, boxes) for other in others)
+    for count in (1, 2, 9):
+        exact = plan_boxes(small_planner, latents, grid, voxels, features, seed=0, boxes=count)
+        assert exact.shape == (count, 2, 3)
     with pytest.raises(ValueError, match="11 parts"):
         plan_boxes(small_planner, latents, grid + 1, voxels, features, seed=0)
 

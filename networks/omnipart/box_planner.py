@@ -273,8 +273,10 @@ def plan_boxes(
     top_k: int = TOP_K,
     top_p: float = TOP_P,
     progress: Callable[[int, int], None] | None = None,
+    boxes: int | None = None,
 ) -> np.ndarray:
-    """Boxes float64 [K, 2, 3] (lower and upper corner in [-0.5, 0.5]) for an object, at most `max_boxes`.
+    """Boxes float64 [K, 2, 3] (lower and upper corner in [-0.5, 0.5]) for an object: at most `max_boxes`, or with `boxes`
+    exactly so many.
 
     `image_latents` [1, T, image_dim]: the image encoder's normalised tokens of the picture over white; `grid` int64
     [G, G] with part numbers up to the planner's max_group_size; `voxels` int32 [N, 4]; `features` [N, C] of PartField.
@@ -292,6 +294,6 @@ def plan_boxes(
         return int(torch.multinomial(probabilities, 1, generator=generator))
 
     tokens = generate_tokens(
-        planner.decoder, prompt, planner.tokenizer, draw, max_boxes, temperature, top_k, top_p, progress
+        planner.decoder, prompt, planner.tokenizer, draw, max_boxes, temperature, top_k, top_p, progress, boxes
     )
     return planner.tokenizer.decode(tokens.numpy())

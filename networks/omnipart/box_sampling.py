@@ -14,17 +14,17 @@ MAX_BOXES = 50
 FIRST_STEP_OF_END = 8  # at least one coordinate beyond the first box, hence at least two boxes
 
 
-def allowed_tokens(step: int, tokenizer: BoxTokenizer, vocab_size: int) -> Tensor:
+def allowed_tokens(step: int, tokenizer: BoxTokenizer, vocab_size: int, may_end: bool = True) -> Tensor:
     """Which tokens may come at `step` (0 = first): bool [vocab_size].
 
-    BOS first; then coordinates, until the list may end after any whole box but the first.
+    BOS first; then coordinates, until the list may end after any whole box but the first; not with `may_end` False.
     """
     allowed = torch.zeros(vocab_size, dtype=torch.bool)
     if step == 0:
         allowed[tokenizer.bos] = True
         return allowed
     allowed[: tokenizer.bins] = True
-    allowed[tokenizer.eos] = step >= FIRST_STEP_OF_END and (step - 1) % VALUES_PER_BOX == 0
+    allowed[tokenizer.eos] = may_end and step >= FIRST_STEP_OF_END and (step - 1) % VALUES_PER_BOX == 0
     return allowed
 
 
@@ -57,20 +57,21 @@ def generate_tokens(
     top_k: int = TOP_K,
     top_p: float = TOP_P,
     progress: Callable[[int, int], None] | None = None,
+    boxes: int | None = None,
 ) -> Tensor:
     """Let an OPT language model continue `prompt` (embeddings [1, T, D]) by a list of boxes.
 
-    `choose` picks a token from probabilities (float32 [V], on the CPU). Stops at EOS or after `max_boxes` boxes; returns
-    int64 tokens [n], BOS first. `progress(step, limit)` is called after every token.
+    `choose` picks a token from probabilities (float32 [V], on the CPU). Stops at EOS or after `max_boxes` boxes, or with
+    `boxes` after exactly so many; returns int64 tokens [n], BOS first. `progress(step, limit)` is called after every token.
     """
-    limit = 1 + VALUES_PER_BOX * max_boxes
+    limit = 1 + VALUES_PER_BOX * (max_boxes if boxes is None else boxes)
     cache, embeddings = None, prompt
     tokens: list[int] = []
     for step in range(limit):
         output = decoder(inputs_embeds=embeddings, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache = output.past_key_values
         logits = output.logits[0, -1].float().cpu()
-        allowed = allowed_tokens(step, tokenizer, logits.numel())
+        allowed = allowed_tokens(step, tokenizer, logits.numel(), may_end=boxes is None)
         token = choose(truncated_probabilities(logits, allowed, temperature, top_k, top_p))
         tokens.append(token)
         if progress:

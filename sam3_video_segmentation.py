@@ -245,7 +245,7 @@ def check_prompts(items: list[Config], tokens: Any) -> None:
 def too_long(item: Config, tokens: Any) -> str | None:
     """What is wrong with an item's prompts, None when nothing is."""
     for prompt in item.prompt:
-        count = len(tokens(prompt).input_ids)
+        count = len(tokens(prompt, verbose=False).input_ids)
         if count > PROMPT_TOKENS:
             return f"--prompt {prompt[:60]!r}: {count} tokens, the text encoder takes {PROMPT_TOKENS}"
     return None

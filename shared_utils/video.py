@@ -1,6 +1,7 @@
 """Video files frame by frame with PyAV: no ffmpeg program, no torchcodec."""
 
 import contextlib
+import itertools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -41,6 +42,12 @@ class Clip:
         """When a frame is shown, counted from the first one."""
         return float((self.pts[index] - self.pts[0]) * self.time_base)
 
+    @property
+    def is_variable(self) -> bool:
+        """Whether the frames last differently long, by more than the rounding of their times."""
+        steps = [after - before for before, after in itertools.pairwise(self.pts)]
+        return bool(steps) and max(steps) - min(steps) > 2
+
     def duration(self, index: int) -> int:
         """How long a frame is shown, in units of `time_base`."""
         return self.pts[index + 1] - self.pts[index] if index + 1 < len(self.pts) else self.last
@@ -58,7 +65,7 @@ def first_size(path: Path, max_pixels: int) -> tuple[int, int]:
 def scan(path: Path, max_pixels: int) -> Clip:
     """Decode a video once without keeping any picture.
 
-    Raises as `decode` does, and `InvalidInputError` for a file that ends too early, for frames above `max_pixels` and for a size that changes.
+    Raises as `frames` does, and `InvalidInputError` for a file that ends too early, for frames above `max_pixels` and for a size that changes.
     """
     stamps, durations, first = [], [], None
     with _open(path) as (container, stream):
@@ -133,7 +140,10 @@ def _ascending(stamps: list[int | None], step: int) -> list[int]:
 
 
 def frames(path: Path) -> Iterator[Any]:
-    """Yield the frames of a video as PyAV gives them, in order of display. Raises as `decode` does."""
+    """Yield the frames of a video as PyAV gives them, in order of display.
+
+    Raises `MissingInputError`, and `InvalidInputError` for a file without a video stream or with a damaged one.
+    """
     with _open(path) as (container, stream):
         yield from _decoded(path, container, stream)
 
@@ -143,18 +153,6 @@ def upright(picture: Any, turns: int) -> Any:
     import numpy as np
 
     return np.ascontiguousarray(np.rot90(picture, turns)) if turns else picture
-
-
-def decode(path: Path) -> Iterator[tuple[float, Any]]:
-    """Yield (seconds from the first frame, RGB uint8 array [H, W, 3] turned upright) for every frame, in order of display.
-
-    Raises `MissingInputError`, and `InvalidInputError` for a file without a video stream or with a damaged one.
-    """
-    first = None
-    for frame in frames(path):
-        time = frame.time if frame.time is not None else 0.0
-        first = time if first is None else first
-        yield time - first, upright(frame.to_ndarray(format="rgb24"), _turns(frame))
 
 
 @contextlib.contextmanager
@@ -192,20 +190,36 @@ def _decoded(path: Path, container: Any, stream: Any) -> Iterator[Any]:
         raise InvalidInputError(f"{path}: no frame in it")
 
 
-def sample(path: Path, fps: float, max_frames: int) -> tuple[list[Any], list[float]]:
+def check(path: Path, max_pixels: int) -> None:
+    """Decode the first frame. Raises as `frames` does, and `InvalidInputError` for frames above `max_pixels`."""
+    with contextlib.closing(frames(path)) as decoded:
+        first = next(decoded)
+    if first.width * first.height > max_pixels:
+        raise InvalidInputError(
+            f"{path}: frames of {first.width} x {first.height} pixels are more than {max_pixels / 1e6:g} megapixels"
+        )
+
+
+def sample(path: Path, fps: float, max_frames: int, max_pixels: int) -> tuple[list[Any], list[float]]:
     """Frames spread over a video, `fps` a second but at most `max_frames`, with the seconds at which they are shown.
 
     The frame on screen at each sampling time is taken, so that a variable frame rate is respected; none is taken twice.
-    Raises as `decode` does.
+    RGB uint8 arrays [H, W, 3], upright. Raises as `scan` does.
     """
     import numpy as np
 
-    shown = np.array([time for time, _ in decode(path)])
+    clip = scan(path, max_pixels)
+    shown = np.array([clip.seconds(index) for index in range(len(clip.pts))])
     count = min(max_frames, int(shown[-1] * fps + 1e-6) + 1)
     wanted = np.arange(count) / fps if count < max_frames else np.linspace(0, shown[-1], count)
-    chosen = set(np.searchsorted(shown, wanted + 1e-6, side="right") - 1)
-    kept = [(time, picture) for index, (time, picture) in enumerate(decode(path)) if index in chosen]
-    return [picture for _, picture in kept], [time for time, _ in kept]
+    chosen = sorted(set(np.searchsorted(shown, wanted + 1e-6, side="right") - 1))
+    kept = []
+    for index, frame in enumerate(frames(path)):
+        if index == chosen[len(kept)]:
+            kept.append(upright(frame.to_ndarray(format="rgb24"), clip.turns))
+            if len(kept) == len(chosen):
+                break
+    return kept, [float(shown[index]) for index in chosen]
 
 
 def _words(error: Exception) -> str:

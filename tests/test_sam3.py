@@ -80,7 +80,8 @@ def video(
 ) -> Path:
     """A film of a moving square; `times` in seconds, `sound` the audio codec, `rotation` in degrees, `colour` as in Clip."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=25, options={"crf": "10"} if codec == "libx264" else {})
+        options = {"crf": "10", "bf": "0" if times else "3"} if codec == "libx264" else {}
+        stream = container.add_stream(codec, rate=25, options=options)
         stream.width, stream.height, stream.pix_fmt = *size, fmt
         stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
         if colour:
@@ -125,6 +126,7 @@ def facts(path: Path) -> dict:
         frames = list(container.decode(container.streams.video[0]))
         first = frames[0]
         seen = {
+            "duration": container.duration / 1e6,
             "size": (first.width, first.height),
             "times": [float((f.pts - first.pts) * f.time_base) for f in frames],
             "colour": tuple(
@@ -399,6 +401,7 @@ def test_video_goes_through_unchanged(tmp_path, name):
     assert after["size"] == turned and (turned[0] % 2 or after["format"] == "yuv420p" or "colour" in options)
     # GIF counts time in hundredths of a second.
     assert after["times"] == pytest.approx(before["times"], abs=0.002)
+    assert after["duration"] == pytest.approx(before["duration"], abs=0.04)
     if "colour" in options:
         assert after["colour"] == options["colour"]
     # Bare 8-bit samples cannot be copied into MP4 and come out as AAC.
@@ -411,6 +414,21 @@ def test_video_goes_through_unchanged(tmp_path, name):
         if name == "palette":  # dithered: its colours change from pixel to pixel, which 4:2:0 cannot
             shown, expected = shown.mean((0, 1)), expected.mean((0, 1))
         assert np.abs(shown - expected).mean() < 3, index
+
+
+@pytest.mark.parametrize("alpha", ["webm", "prores"])
+def test_odd_sizes_keep_their_transparency(segment, tmp_path, alpha):
+    video(tmp_path / "odd.mp4", 2, size=(61, 45), fmt="yuv444p")
+    clear = ("--mask-only", "--background", "transparent", "--alpha", alpha)
+    file = Path(segment("odd.mp4", "--prompt", "person", "--box", "0:10,10,40,30", *clear).stdout.splitlines()[0])
+    masks, raw = masks_in(file.parent / "tracks.json"), tmp_path / "raw"
+    decoder = ["-c:v", "libvpx-vp9"] if alpha == "webm" else []
+    ffmpeg(*decoder, "-i", file, "-vf", "format=rgba", "-f", "rawvideo", raw)
+    shown = np.fromfile(raw, np.uint8).reshape(2, 45, 61, 4).astype(int)
+    for frame in range(2):
+        union = np.any(list(masks[frame].values()), axis=0)
+        assert ((shown[frame, ..., 3] > 127) == union).mean() > 0.95 and union.any()
+        assert np.abs(shown[frame, ..., :3] - picture(frame, (61, 45)))[union].mean() < 12
 
 
 def test_every_audio_track_goes_along(tmp_path):

@@ -40,6 +40,9 @@ class VideoWriter:
         self.durations: dict[int, int] = {}
         # Absolute, for FFmpeg takes what comes before a colon as a protocol.
         self.container = av.open(os.path.abspath(path), "w")
+        if codec == "libx264" and clip.is_variable:
+            # MP4 adds its duration up from the times of decoding, which with B-frames are not those of display.
+            options = options | {"bf": "0"}
         stream = self.container.add_stream(codec, rate=clip.rate, options=options)
         stream.width, stream.height, stream.pix_fmt = clip.width, clip.height, pixel_format
         stream.time_base = stream.codec_context.time_base = clip.time_base

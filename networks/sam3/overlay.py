@@ -186,26 +186,32 @@ def image(picture: Planes, colour: tuple[int, int, int, int]) -> Any:
 
 
 def frame_with_alpha(picture: Planes, mask: np.ndarray, ten_bits: bool) -> Any:
-    """A PyAV frame with the mask as opacity: yuva420p, or yuva444p10le for ProRes."""
+    """A PyAV frame with the mask as opacity: yuva420p (of any size), or yuva444p10le for ProRes."""
     from av import VideoFrame
 
+    # FFmpeg's `scale` has no path that keeps our opacity, so the planes are put together here.
     height, width = picture.y.shape
     if ten_bits:
-        # FFmpeg's `scale` has no path that keeps our opacity, so the planes are put together here: 8 bits to 10.
         chroma = [np.repeat(np.repeat(p, 2, 0), 2, 1) if picture.halved else p for p in (picture.u, picture.v)]
         parts = [p.astype("<u2") << 2 for p in (picture.y, *chroma)] + [np.where(mask, 1023, 0).astype("<u2")]
         frame = VideoFrame(width, height, "yuva444p10le")
     else:
-        if not picture.halved:
-            height, width = height + height % 2, width + width % 2
-        parts = [picture.y, picture.u, picture.v, mask.astype(np.uint8) * 255]
-        frame = VideoFrame(width, height, "yuva420p" if picture.halved else "yuva444p")
+        chroma = [p if picture.halved else _halved(p) for p in (picture.u, picture.v)]
+        parts = [picture.y, *chroma, mask.astype(np.uint8) * 255]
+        frame = VideoFrame(width, height, "yuva420p")
     for plane, part in zip(frame.planes, parts, strict=True):
         rows = np.zeros((plane.height, plane.line_size), np.uint8)
         data = np.ascontiguousarray(part).view(np.uint8).reshape(plane.height, -1)
         rows[:, : data.shape[1]] = data
         plane.update(rows.tobytes())
     return frame
+
+
+def _halved(plane: np.ndarray) -> np.ndarray:
+    """A chroma plane at half the size, rounded up: the mean of every 2 x 2 samples."""
+    height, width = plane.shape
+    even = np.pad(plane, ((0, height % 2), (0, width % 2)), mode="edge")
+    return np.rint(even.reshape(-(-height // 2), 2, -(-width // 2), 2).mean((1, 3))).astype(np.uint8)
 
 
 def _matrix(colour: tuple[int, int, int, int]) -> int:

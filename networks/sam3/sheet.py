@@ -1,5 +1,6 @@
 """Pictures that sum a video up: frames spread over it with the objects' numbers, and the objects' areas as curves."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,11 @@ class ContactSheet:
         )
         draw, font = ImageDraw.Draw(cell), ImageFont.load_default(size=14)
         for number, (x0, y0, x1, y1) in zip(found.ids, found.boxes, strict=True):
-            centre = (x0 + x1 + 1) / 2 * scale, (y0 + y1 + 1) / 2 * scale
+            # The middle of the box, so far from the border that the number can be read.
+            centre = [
+                min(max(middle * scale, 10), side - 10)
+                for middle, side in zip(((x0 + x1 + 1) / 2, (y0 + y1 + 1) / 2), cell.size, strict=True)
+            ]
             draw.text(centre, str(number), fill="white", stroke_fill="black", stroke_width=2, anchor="mm", font=font)
         label = f"{frame}  {seconds:.2f} s"
         draw.text((4, 2), label, fill="white", stroke_fill="black", stroke_width=2, font=font)
@@ -64,13 +69,14 @@ def plot_areas(path: Path, summary: Summary, frames: range, colours: dict[int, s
     draw.text((left + width, top + height + 4), str(frames[-1]), fill="black", anchor="ra", font=font)
     for index, row in enumerate(rows):
         colour = colours[row["id"]]
-        points = [
-            (left + width * (frame - frames[0]) / max(1, len(frames) - 1), top + height * (1 - area / highest))
-            for frame, area in summary.areas[row["id"]]
-        ]
-        draw.line(points, fill=colour, width=2)
-        x, y = points[0]
-        draw.ellipse((x - 2, y - 2, x + 2, y + 2), fill=colour)
+        for stretch in _stretches(summary.areas[row["id"]]):
+            points = [
+                (left + width * (frame - frames[0]) / max(1, len(frames) - 1), top + height * (1 - area / highest))
+                for frame, area in stretch
+            ]
+            draw.line(points, fill=colour, width=2)
+            x, y = points[0]
+            draw.ellipse((x - 2, y - 2, x + 2, y + 2), fill=colour)
         y = top + height + 30 + index * line
         draw.rectangle((left, y, left + 10, y + 10), fill=colour)
         text = (
@@ -80,3 +86,9 @@ def plot_areas(path: Path, summary: Summary, frames: range, colours: dict[int, s
     if not rows:
         draw.text((left, top + height + 30), "no object", fill="black", font=font)
     picture.save(path, format="PNG")
+
+
+def _stretches(areas: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+    """Frames and areas cut where the object is not to be seen for a while."""
+    cuts = [0, *(i for i in range(1, len(areas)) if areas[i][0] > areas[i - 1][0] + 1), len(areas)]
+    return [areas[begin:end] for begin, end in itertools.pairwise(cuts)]

@@ -14,7 +14,6 @@ import numpy as np
 from scipy.sparse import csr_array
 
 _EPSILON = np.finfo(np.float32).eps
-SIMPLE_GAIN = 0.5
 
 
 @dataclass
@@ -80,7 +79,7 @@ class CorrectiveSmooth:
                 divisor = self.edge_sum @ lengths * self.valence
                 steps, gain = steps * lengths, 2.0
             else:
-                divisor, gain = self.valence, SIMPLE_GAIN
+                divisor, gain = self.valence, 1.0  # all the way to the mean of the neighbours
             # `spread` points each edge's step at its first end; moving towards the neighbours is the opposite.
             scale = np.divide(
                 -gain * s.factor * self.strength, divisor, out=np.zeros((len(points), 1)), where=divisor > _EPSILON

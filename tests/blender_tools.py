@@ -3,6 +3,7 @@
 python blender_tools.py import FILE OUT.json        what Blender sees in a file
 python blender_tools.py frames FILE OUT.json        positions of every skinned mesh in the frames of its clip
 python blender_tools.py rig FILE.fbx                a rigged, textured, shaped test character as FBX
+python blender_tools.py smooth CASES.json OUT.json  deformed shapes after the Corrective Smooth modifier
 """
 
 import json
@@ -136,12 +137,45 @@ def rig(bpy, path: str) -> None:
     bpy.ops.export_scene.fbx(filepath=path, path_mode="COPY", embed_textures=True, add_leaf_bones=False)
 
 
+def smooth(bpy, cases: list[dict]) -> list:
+    """Positions per case and pose. A case: points, faces, poses (deformed points), settings of the modifier, mask or null."""
+    results = []
+    for case in cases:
+        bpy.ops.wm.read_factory_settings(use_empty=True)
+        mesh = bpy.data.meshes.new("mesh")
+        mesh.from_pydata(case["points"], [], case["faces"])
+        thing = bpy.data.objects.new("thing", mesh)
+        bpy.context.collection.objects.link(thing)
+        thing.shape_key_add(name="Basis")
+        shape = thing.shape_key_add(name="Deformed")
+        shape.value = 1.0
+        modifier = thing.modifiers.new("Smooth", "CORRECTIVE_SMOOTH")
+        for name, value in case["settings"].items():
+            setattr(modifier, name, value)
+        if case["mask"]:
+            group = thing.vertex_groups.new(name="mask")
+            for index, weight in enumerate(case["mask"]):
+                group.add([index], weight, "REPLACE")
+            modifier.vertex_group = "mask"
+        found = []
+        for pose in case["poses"]:
+            shape.data.foreach_set("co", [number for point in pose for number in point])
+            mesh.update()
+            graph = bpy.context.evaluated_depsgraph_get()
+            found.append([list(vertex.co) for vertex in thing.evaluated_get(graph).data.vertices])
+        results.append(found)
+    return results
+
+
 def main(job: str, path: str, out: str | None = None) -> None:
     """One job."""
     import bpy
 
     if job == "rig":
         rig(bpy, path)
+        return
+    if job == "smooth":
+        Path(out).write_text(json.dumps(smooth(bpy, json.loads(Path(path).read_text()))))
         return
     if job == "batch":
         result = {}

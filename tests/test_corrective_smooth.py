@@ -47,7 +47,7 @@ def reference_smooth(points, sizes, vertices, iterations, factor, length_weighte
                 lengths = np.linalg.norm(steps, axis=1)
                 new[v] += 2 * factor * (steps * lengths[:, None]).sum(0) / (lengths.sum() * len(others))
             else:
-                new[v] += 0.5 * factor * steps.mean(0)
+                new[v] += factor * steps.mean(0)
         co = new
     return co
 
@@ -275,3 +275,79 @@ def test_files_without_a_rig(tmp_path):
     assert run(SCRIPT, "none.usdc", cwd=tmp_path).returncode == 66
     (tmp_path / "t.txt").write_text("x")
     assert run(SCRIPT, "t.txt", cwd=tmp_path).returncode == 65
+
+
+def three_rigs():
+    """An open tube of quads, a patch of irregular triangles with a boundary, and an odd mesh: n-gons, a fin, a loose point."""
+    from meshes.samples import triangle_patch
+
+    tube = small_limb()
+    patch = triangle_patch(200)
+    odd = limb(bones=4, rings=9, segments=5)
+    for scene, axis in ((patch, 0), (odd, 1)):
+        mesh = scene.meshes[0]
+        if scene is odd:
+            cap = np.arange(5, dtype=np.int32)
+            mesh.points = np.r_[mesh.points, [[0.9, 0.8, 0.1], [3.0, 3.0, 3.0]]]
+            mesh.face_sizes = np.r_[mesh.face_sizes, 5, 3].astype(np.int32)
+            mesh.face_vertices = np.r_[mesh.face_vertices, cap[::-1], 20, 25, len(mesh.points) - 2].astype(np.int32)
+        else:
+            scene.skeletons = small_limb().skeletons
+        place = mesh.points[:, axis] / np.ptp(mesh.points[:, axis])
+        rows = np.exp(-((place[:, None] * 4 - np.arange(4)) ** 2))
+        mesh.skin = Skin(0, *compressed_rows(limit(rows, 3)))
+    return [tube, patch, odd]
+
+
+SMOOTHINGS = [
+    SmoothSettings(),
+    SmoothSettings("simple"),
+    SmoothSettings("length-weighted", 0.4, 12),
+    SmoothSettings("simple", 0.7, 10),
+    SmoothSettings("length-weighted", 1.0, 3, pin_boundary=True),
+    SmoothSettings("simple", 1.0, 8, pin_boundary=True),
+    SmoothSettings("length-weighted", 0.9, 6, only_smooth=True),
+    SmoothSettings("simple", 0.9, 6, pin_boundary=True, only_smooth=True),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_smoothing_is_what_blender_does(tmp_path, number):
+    from blender import blender
+
+    from meshes.corrective_bake import PosedMesh
+
+    scene = three_rigs()[number]
+    mesh = scene.meshes[0]
+    moving = deform_bones(0, [mesh])
+    rng = np.random.default_rng(number)
+    posed = PosedMesh(mesh, scene.skeletons[0], moving, SmoothSettings()).draw(rng, 3, 60.0).skinned
+    stray = rng.random(len(mesh.points))
+    names = {"length-weighted": "LENGTH_WEIGHTED", "simple": "SIMPLE"}
+    jobs = [(settings, mask) for settings in SMOOTHINGS for mask in (None, stray)]
+    faces = np.split(mesh.face_vertices, np.cumsum(mesh.face_sizes)[:-1])
+    cases = [
+        {
+            "points": mesh.points.tolist(),
+            "faces": [face.tolist() for face in faces],
+            "poses": posed.tolist(),
+            "mask": None if mask is None else mask.tolist(),
+            "settings": {
+                "smooth_type": names[settings.smooth_type],
+                "factor": settings.factor,
+                "iterations": settings.iterations,
+                "use_pin_boundary": settings.pin_boundary,
+                "use_only_smooth": settings.only_smooth,
+                "rest_source": "ORCO",
+            },
+        }
+        for settings, mask in jobs
+    ]
+    (tmp_path / "cases.json").write_text(json.dumps(cases))
+    theirs = blender("smooth", tmp_path / "cases.json", tmp_path / "out.json")
+    size = np.ptp(mesh.points, axis=0).max()
+    for (settings, mask), found in zip(jobs, theirs, strict=True):
+        smooth = CorrectiveSmooth(mesh.points, mesh.face_sizes, mesh.face_vertices, settings, mask)
+        gap = np.abs(smooth.apply_all(posed) - np.array(found)).max()
+        assert gap < 1e-5 * size, (settings, mask is not None, gap / size)

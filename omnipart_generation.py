@@ -44,7 +44,6 @@ Examples:
 import contextlib
 import dataclasses
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -109,10 +108,6 @@ LICENCE_NOTICE = (
     " only; --boxes FILE does without them"
 )
 SIZE_THRESHOLD = 1000  # pixels of the 518 x 518 picture
-# Floating-point operations of a flow's evaluation are 2 x parameters x tokens; the second count stands for its blocks at
-# both resolutions, at 5 to 10 thousand tokens after pooling.
-STRUCTURE_TOKENS, LATENT_TOKENS = 4096, 12_000
-BYTES_PER_PARAMETER = 2  # as the flows are stored
 
 
 def _ratio_rule(value: float) -> str | None:
@@ -246,6 +241,8 @@ def check(item: Config) -> None:
 
         read_mask(item.mask)
     if item.boxes is not None and not item.parts_only:
+        from networks.omnipart.box_files import read_boxes
+
         read_boxes(item.boxes)
 
 
@@ -256,13 +253,6 @@ def groups_of(item: Config, recorded: list[list[int]]) -> list[list[int]]:
     if item.merge_groups is None:
         return recorded
     return [] if item.merge_groups == "none" else parse_merge_groups(item.merge_groups)
-
-
-def read_boxes(path: Path) -> Any:
-    """Boxes float64 [K, 2, 3] from a .npy or .json file. Raises `InvalidInputError`, `MissingInputError`."""
-    from networks.omnipart.box_files import read_boxes
-
-    return read_boxes(path)
 
 
 def roles(config: Config, items: list[Config] | None = None) -> list[str]:
@@ -306,112 +296,27 @@ def load(config: Config, run: Run) -> Model:
     if names and run.smoke is None:
         run.info("models " + ", ".join(names))
     if "model" in needed:
-        run.info("plan: " + plan_text(run, [item for item in run.items if not item.parts_only]))
+        run.info("plan: " + plan(run, run.items))
     return Model(run)
 
 
-# --- time and memory
-
-
-def plan_text(run: Run, items: list[Config]) -> str:
-    """What will be computed and about how long it takes on this machine."""
+def plan(run: Run, items: list[Config]) -> str:
+    """What the objects will take on this machine."""
     from networks.omnipart.loading import read_pipeline
+    from networks.omnipart.plan import plan_text
 
-    pipeline = read_pipeline(run.weights("model").path)
-    operations = evaluations = 0.0
-    for item in items:
-        for role, tokens in (("sparse_structure_flow_model", STRUCTURE_TOKENS), ("slat_flow_model", LATENT_TOKENS)):
-            path = pipeline.folder / f"{pipeline.models.get(role)}.safetensors"
-            count = evaluation_count(sampler(pipeline, role, item))
-            evaluations += count
-            size = path.stat().st_size if path.is_file() else 0
-            operations += count * 2 * tokens * size / BYTES_PER_PARAMETER
-    speed = operations_per_second(run.device)
-    steps = items[0].num_inference_steps
-    # Segmenter, image encoder, boxes and decoders take 20 to 30 tera-operations beside some 800 of the flows; then meshes.
-    seconds = 1.1 * operations / speed
-    took = (
-        f"{seconds:.0f} s"
-        if seconds < 120
-        else f"{seconds / 60:.0f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.1f} h"
-    )
-    advice = " (--num-inference-steps 12 takes half of it)" if seconds > 1800 and steps > 12 else ""
-    return (
-        f"{len(items)} object(s), {steps} steps, {evaluations:.0f} evaluations of the flows on {run.device}"
-        f" at {speed / 1e9:.0f} GFLOP/s: about {took}{advice}"
-    )
+    objects = [(item.num_inference_steps, item.guidance_scale) for item in items if not item.parts_only]
+    return plan_text(read_pipeline(run.weights("model").path), objects, run.device)
 
 
-def sampler(pipeline: Any, role: str, item: Config) -> Any:
-    """The published sampler settings with the item's steps and guidance."""
-    settings = pipeline.slat_sampler if role == "slat_flow_model" else pipeline.sparse_structure_sampler
-    return dataclasses.replace(settings, steps=item.num_inference_steps, cfg_strength=item.guidance_scale)
-
-
-def evaluation_count(settings: Any) -> int:
-    """How often a flow is computed: once a step, twice where it is guided."""
-    from networks.omnipart.sampler import time_steps
-
-    low, high = settings.cfg_interval
-    times = time_steps(settings.steps, settings.rescale_t)[:-1]
-    guided = int(((times >= low) & (times <= high)).sum()) if settings.cfg_strength else 0
-    return len(times) + guided
-
-
-def operations_per_second(device_name: str) -> float:
-    """Floating-point operations a second of a matrix product of a transformer's size."""
-    import torch
-
-    dtype = torch.float32 if device_name == "cpu" else torch.float16
-    side, repeats = (1024, 2) if device_name == "cpu" else (4096, 8)
-    a = torch.ones(side, side, dtype=dtype, device=device_name)
-    float((a @ a)[0, 0])
-    start = time.monotonic()
-    for _ in range(repeats):
-        product = a @ a
-    float(product[0, 0])
-    # Half of it, for everything in a network that is no matrix product.
-    return 0.5 * repeats * 2 * side**3 / max(time.monotonic() - start, 1e-6)
-
-
-class MemoryWatch:
-    """The largest memory held while it is open, sampled 20 times a second: on the GPU, else of this process (bytes)."""
-
-    def __init__(self, device_name: str):
-        self.device, self.peak, self._done = device_name, 0, threading.Event()
-
-    def now(self) -> int:
-        if self.device.startswith("cuda"):
-            import torch
-
-            return torch.cuda.memory_allocated(self.device)
-        import psutil
-
-        return psutil.Process().memory_info().rss
-
-    def _watch(self) -> None:
-        while True:
-            self.peak = max(self.peak, self.now())
-            if self._done.wait(0.05):
-                return
-
-    def __enter__(self) -> "MemoryWatch":
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._done.set()
-        self._thread.join()
+# --- stages
 
 
 @contextlib.contextmanager
 def stage(model: Model, name: str) -> Iterator[None]:
     """Time a stage, note its peak memory, and give the memory of its networks back."""
     start = time.monotonic()
-    with model.run.phase(name), MemoryWatch(model.run.device) as watch:
+    with model.run.phase(name), device.MemoryWatch(model.run.device) as watch:
         yield
         model.run.spans.set_attributes({"peak_memory_bytes": watch.peak})
     device.release()
@@ -535,8 +440,11 @@ def build_object(
     """From parts in a picture to files; returns what is to be reported."""
     import numpy as np
 
+    from networks.omnipart.box_files import read_boxes
     from networks.omnipart.images import crop_object
     from networks.omnipart.loading import read_pipeline
+    from networks.omnipart.mask_files import draw_parts
+    from networks.omnipart.part_files import save_meshes, save_splats
     from networks.omnipart.part_layout import lay_out_parts
 
     run = model.run
@@ -565,7 +473,11 @@ def build_object(
         np.save(out.file("voxel_coords.npy", role="voxels"), voxels.numpy())
         np.save(out.file("bboxes.npy", role="boxes"), np.asarray(boxes, np.float64))
         save_splats(out, splats)
-        parts = save_meshes(model, item, out, originals, boxes[layout.boxes], segmentation.picture, ids, segmentation)
+        masks = draw_parts(segmentation.picture, segmentation.numbered(ids))
+        texture_size = item.texture_size if item.textured else None
+        parts = save_meshes(out, originals, boxes[layout.boxes], masks, item.suffix, item.simplify_ratio, texture_size)
+    if leaky := [part["name"] for part in parts if not part["watertight"]]:
+        run.info(f"not watertight: {', '.join(leaky)}")
     report = {
         "parts": parts,
         "watertight": all(part["watertight"] for part in parts),
@@ -612,7 +524,7 @@ def make_structure(model: Model, item: Config, pipeline: Any, condition: Any) ->
     from networks.omnipart.loading import load_role
 
     with stage(model, "structure"):
-        settings = sampler(pipeline, "sparse_structure_flow_model", item)
+        settings = pipeline.sampler("sparse_structure_flow_model", item.num_inference_steps, item.guidance_scale)
         flow = load_role(pipeline, "sparse_structure_flow_model", model.run.device, model.dtype)
         with progress(model.run, settings.steps, "structure", "step") as advance:
             latent = sample_structure(flow, condition, settings, item.seed, advance)
@@ -669,7 +581,7 @@ def make_latents(
     from networks.omnipart.slat_flow import divide_slat
 
     with stage(model, "latents"):
-        settings = sampler(pipeline, "slat_flow_model", item)
+        settings = pipeline.sampler("slat_flow_model", item.num_inference_steps, item.guidance_scale)
         flow = load_role(pipeline, "slat_flow_model", model.run.device, model.dtype)
         coords, masks = torch.from_numpy(layout.coords), torch.from_numpy(grid)[None]
         with progress(model.run, settings.steps, "parts", "step") as advance:
@@ -719,124 +631,13 @@ def decode_splats(model: Model, pipeline: Any, coords: Any, features: Any, sizes
     return splats
 
 
-def save_splats(out: ItemOutput, splats: list[Any]) -> None:
-    from networks.omnipart.gaussians import explode, merge, ply_bytes
-
-    files = {
-        "part0_gs.ply": splats[0],
-        "merged_gs.ply": merge(splats[1:]),
-        "exploded_gs.ply": merge(explode(splats[1:])),
-    }
-    for name, gaussians in files.items():
-        if not len(gaussians) or not gaussians.xyz.isfinite().all():
-            raise PostConditionError(f"{name}: has no Gaussians, or positions that are no finite numbers")
-        out.file(name, role="gaussians").write_bytes(ply_bytes(gaussians))
-
-
-def save_meshes(
-    model: Model,
-    item: Config,
-    out: ItemOutput,
-    originals: dict[int, Any],
-    boxes: Any,
-    picture: Any,
-    ids: Any,
-    segmentation: Any,
-) -> list[dict[str, Any]]:
-    """Simplify, write all mesh files, look at them again, and draw the preview. Returns the report of each part."""
-    from meshes.io import write_scene
-    from networks.omnipart import part_scenes as scenes
-    from networks.omnipart.mask_files import draw_parts
-    from networks.omnipart.part_meshes import explode, simplify
-
-    suffix = item.suffix
-    parts = {number: simplify(mesh, item.simplify_ratio) for number, mesh in originals.items()}
-    moved = dict(zip(parts, explode(list(parts.values())), strict=True))
-    coloured, exploded = scenes.vertex_coloured(parts), scenes.vertex_coloured(moved)
-
-    primary = out.primary(f"mesh_segment{suffix}")
-    write_scene(scenes.part_coloured(parts), primary)
-    check_meshes(primary, len(parts))
-    mesh = out.file(f"mesh{suffix}", role="mesh")
-    write_scene(coloured, mesh)
-    check_meshes(mesh, len(parts))
-    write_scene(exploded, out.file(f"exploded{suffix}", role="mesh"))
-    numbers = list(range(1, len(boxes) + 1))
-    write_scene(scenes.box_scene(boxes, numbers), out.file(f"bboxes_vis{suffix}", role="boxes"))
-    folder = out.directory("parts", role="parts")
-    rows = []
-    for number, part in parts.items():
-        path = folder / f"part_{number:02d}{suffix}"
-        write_scene(scenes.vertex_coloured({number: part}), path)
-        row = {"name": f"part_{number:02d}", "points": len(part.points), "faces": len(part.faces)}
-        rows.append({**row, "watertight": part.is_watertight(), "file": f"parts/{path.name}"})
-    if item.textured:
-        save_textured(model, item, out, parts, originals)
-    masks = draw_parts(picture, segmentation.numbered(ids))
-    draw_preview(coloured, exploded, parts, moved, masks, out.file("preview.png", role="preview"))
-    leaky = [row["name"] for row in rows if not row["watertight"]]
-    if leaky:
-        model.run.info(f"not watertight: {', '.join(leaky)}")
-    return rows
-
-
-def check_meshes(path: Path, parts: int) -> None:
-    """Read a mesh file back. Raises `PostConditionError` unless it holds `parts` meshes of finite points."""
-    import numpy as np
-
-    from meshes.io import read_scene
-
-    scene = read_scene(path)
-    meshes = [scene.meshes[number] for _, number in scene.mesh_nodes()]
-    if len(meshes) != parts:
-        raise PostConditionError(f"{path.name}: reads back with {len(meshes)} parts, not {parts}")
-    for mesh in meshes:
-        if not len(mesh.face_sizes) or not np.isfinite(mesh.points).all():
-            raise PostConditionError(f"{path.name}: {mesh.name} has no faces, or points that are no finite numbers")
-
-
-def save_textured(model: Model, item: Config, out: ItemOutput, parts: dict, originals: dict) -> None:
-    from PIL import Image
-
-    from meshes.io import write_scene
-    from meshes.pictures import png_bytes
-    from networks.omnipart.part_scenes import textured
-    from networks.omnipart.texture import bake
-
-    baked = bake(parts, originals, item.texture_size)
-    scene = textured(baked.parts, baked.uvs, png_bytes(Image.fromarray(baked.texture)))
-    if item.suffix in (".glb", ".usdz"):
-        path = out.file(f"mesh_textured{item.suffix}", role="mesh")
-    else:
-        # The picture lies beside it, so both have a folder of their own.
-        path = out.directory("mesh_textured", role="mesh") / f"mesh_textured{item.suffix}"
-    write_scene(scene, path, final=path.with_name(f"mesh_textured{item.suffix}"))
-    check_meshes(path, len(parts))
-
-
-def draw_preview(coloured: Any, exploded: Any, parts: dict, moved: dict, masks: Any, path: Path) -> None:
-    """Front, exploded and mask, side by side."""
-    import numpy as np
-
-    from meshes.preview import fit_view, panels, render, save_png
-
-    side = 480
-    images = []
-    for scene, shown in ((coloured, parts), (exploded, moved)):
-        colours = {index: mesh.colours for index, mesh in enumerate(shown.values())}
-        view = fit_view(scene, azimuth=20, elevation=15)
-        images.append(render(scene, side, view, wireframe=False, vertex_colors=colours))
-    images.append(np.asarray(masks.resize((side, side))))
-    save_png(panels(list(zip(images, ("front", "exploded", "mask"), strict=True))), path)
-
-
 def facts(config: Config, items: list[Config], run: Run) -> dict[str, Any]:
     """For --dry-run: how long it would take, once the weights are here."""
     items = [item for item in items if not item.parts_only]
-    plan = run.download_plans.get("model")
-    if not items or plan is None or plan.fetch_bytes:
+    weights = run.download_plans.get("model")
+    if not items or weights is None or weights.fetch_bytes:
         return {}
-    return {"plan": plan_text(run, items)}
+    return {"plan": plan(run, items)}
 
 
 def smoke_test(folder: Path) -> Smoke:

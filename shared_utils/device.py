@@ -1,6 +1,7 @@
 """Which device and number type to compute with, how much memory is free, and how much was used."""
 
 import sys
+import threading
 from pathlib import Path
 
 from shared_utils.errors import UnavailableError
@@ -99,6 +100,37 @@ def peak_memory(device: str = "cpu") -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+class MemoryWatch:
+    """The largest memory held while it is open, sampled 20 times a second: on the GPU, else of this process (bytes)."""
+
+    def __init__(self, device_name: str):
+        self.device, self.peak, self._done = device_name, 0, threading.Event()
+
+    def now(self) -> int:
+        if self.device.startswith("cuda"):
+            import torch
+
+            return torch.cuda.memory_allocated(self.device)
+        import psutil
+
+        return psutil.Process().memory_info().rss
+
+    def _watch(self) -> None:
+        while True:
+            self.peak = max(self.peak, self.now())
+            if self._done.wait(0.05):
+                return
+
+    def __enter__(self) -> "MemoryWatch":
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._done.set()
+        self._thread.join()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

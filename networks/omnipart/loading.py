@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -51,6 +51,11 @@ class Pipeline:
             torch.tensor([*self.slat_mean, *[0.0] * missing]),
             torch.tensor([*self.slat_std, *[1.0] * missing]),
         )
+
+    def sampler(self, role: str, steps: int, guidance_scale: float) -> SamplerSettings:
+        """The published settings of a flow's sampler with other steps and guidance."""
+        settings = self.slat_sampler if role == "slat_flow_model" else self.sparse_structure_sampler
+        return replace(settings, steps=steps, cfg_strength=guidance_scale)
 
 
 def read_pipeline(folder: Path | str) -> Pipeline:

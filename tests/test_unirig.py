@@ -122,7 +122,6 @@ def test_keeps_everything_of_the_input_in_every_format(rig, tmp_path):
     assert run_record(folder)["config"]["seed"] == 42
 
 
-@pytest.mark.slow
 def test_quads_n_gons_and_several_meshes(rig, tmp_path):
     mesh_samples.ngon_obj(tmp_path / "in.obj")
     done = rig("in.obj", "-o", "out/rig.usda", "--influence-bones", 8)
@@ -348,7 +347,6 @@ def test_fetches_only_what_a_run_needs(warm, checkpoint, tmp_path):
     assert row["stages"]["skin"]["seconds"] > 0
 
 
-@pytest.mark.slow
 def test_chain_of_scripts(rig, warm, tmp_path):
     """What one script writes, the next one reads."""
     saved(plain_limb(rings=10), tmp_path / "limb.glb")
@@ -369,7 +367,6 @@ def test_chain_of_scripts(rig, warm, tmp_path):
     np.testing.assert_allclose(shown_points(result).max(0), points.max(0), atol=1e-4)
 
 
-@pytest.mark.slow
 def test_smoke_test_as_a_real_process(tmp_path):
     done = run(SCRIPT, "--smoke-test", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

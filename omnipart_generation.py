@@ -56,7 +56,7 @@ try:
     from shared_utils.hugging_face import Weights
     from shared_utils.image_files import read_upright, upright_size
     from shared_utils.libraries import quiet_libraries
-    from shared_utils.options import ModelOptions
+    from shared_utils.options import ModelOptions, check_ending
     from shared_utils.output_dir import ItemOutput, atomic
     from shared_utils.run import Result, Run, Script, Smoke, run_script
 except ModuleNotFoundError as error:
@@ -187,13 +187,10 @@ class Config(ModelOptions):
             raise UsageError("--state and --mask exclude each other")
         if self.state and self.segment_only:
             raise UsageError("--segment-only: --state is segmented already (--apply-merge joins its parts)")
-        if self.output is not None:
-            suffix = self.output.suffix.lower()
-            known = (".exr", ".png", ".npy") if self.parts_only else (".glb", ".usdc", ".usda", ".usdz")
-            if suffix not in known:
-                raise UsageError(f"--output {self.output}: must end in {', '.join(known)}")
-            if self.format not in (None, suffix[1:]) and not self.parts_only:
-                raise UsageError(f"--output {self.output}: is not --format {self.format}")
+        if self.parts_only:
+            check_ending(self.output, None, ("exr", "png", "npy"))
+        else:
+            check_ending(self.output, self.format, ("glb", "usdc", "usda", "usdz"))
 
     @property
     def parts_only(self) -> bool:

@@ -33,7 +33,7 @@ from typing import Any, Literal
 try:
     from shared_utils.args import item_input, option
     from shared_utils.errors import InvalidInputError, PostConditionError, UsageError
-    from shared_utils.options import CommonOptions, MeshOptions
+    from shared_utils.options import CommonOptions, MeshOptions, check_ending
     from shared_utils.output_dir import ItemOutput
     from shared_utils.run import Result, Run, Script, Smoke, run_script
 except ModuleNotFoundError as error:
@@ -82,12 +82,7 @@ class Config(MeshOptions, CommonOptions):
     preview: bool = option(True, "Draw preview.png: before and after.", group="Result")
 
     def check(self) -> None:
-        if self.output is not None:
-            suffix = self.output.suffix.lower().lstrip(".")
-            if suffix not in FORMATS:
-                raise UsageError(f"--output {self.output}: must end in {', '.join('.' + f for f in FORMATS)}")
-            if self.format not in (None, suffix):
-                raise UsageError(f"--output {self.output}: does not fit --format {self.format}")
+        check_ending(self.output, self.format, FORMATS)
 
 
 def check(item: Config) -> None:

@@ -55,7 +55,7 @@ try:
     from shared_utils.errors import InvalidInputError, MissingInputError, PostConditionError, UsageError
     from shared_utils.hugging_face import Weights
     from shared_utils.libraries import quiet_libraries
-    from shared_utils.options import MeshOptions, ModelOptions
+    from shared_utils.options import MeshOptions, ModelOptions, check_ending
     from shared_utils.output_dir import ItemOutput
     from shared_utils.run import Result, Run, Script, Smoke, run_script
 except ModuleNotFoundError as error:
@@ -187,12 +187,7 @@ class Config(MeshOptions, ModelOptions):
             raise UsageError(f"--skeleton {self.skeleton}: only with --skin-only")
         if self.bone_names != "keep" and self.skeleton_class == "articulationxl" and not self.skin_only:
             raise UsageError(f"--bone-names {self.bone_names}: class articulationxl has no humanoid bones (use vroid)")
-        if self.output is not None:
-            suffix = self.output.suffix.lower().lstrip(".")
-            if suffix not in FORMATS:
-                raise UsageError(f"--output {self.output}: must end in {', '.join('.' + f for f in FORMATS)}")
-            if self.format and formats(self) != [suffix]:
-                raise UsageError(f"--output {self.output}: does not fit --format {','.join(self.format)}")
+        check_ending(self.output, ",".join(formats(self)) if self.format else None, FORMATS)
 
     def predicted_class(self) -> str:
         """The class asked of the skeleton model."""

@@ -1,6 +1,7 @@
-"""The flags that mean the same in every script. A script's config dataclass inherits from one of these two classes."""
+"""The flags that mean the same in every script. A script's config dataclass inherits from one of these classes."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -127,3 +128,14 @@ class MeshOptions:
     fbx_timeout: float = option(
         300.0, "Seconds that Blender may take to read an FBX, without the time to install it.", minimum=1.0, **_RUN
     )
+
+
+def check_ending(output: Path | None, format: str | None, formats: Sequence[str]) -> None:
+    """--output ends in one of `formats`, and in what --format says where both are given. Raises `UsageError`."""
+    if output is None:
+        return
+    suffix = output.suffix.lower().lstrip(".")
+    if suffix not in formats:
+        raise UsageError(f"--output {output}: must end in {', '.join(f'.{name}' for name in formats)}")
+    if format not in (None, suffix):
+        raise UsageError(f"--output {output}: is not --format {format}")

@@ -32,7 +32,7 @@ from typing import Any, Literal
 
 try:
     from shared_utils.args import item_input, option
-    from shared_utils.errors import InvalidInputError, PostConditionError, UsageError
+    from shared_utils.errors import InvalidInputError, PostConditionError
     from shared_utils.options import CommonOptions, MeshOptions, check_ending
     from shared_utils.output_dir import ItemOutput
     from shared_utils.run import Result, Run, Script, Smoke, run_script

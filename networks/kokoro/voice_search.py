@@ -14,12 +14,13 @@ from torch import Tensor
 from networks.kokoro.config import SAMPLE_RATE
 from networks.kokoro.model import TextFeatures, TorchKokoro
 from networks.kokoro.voices import style_row
-from networks.resemblyzer import Resample24To16, SpeakerEncoder, louder, preprocess
+from networks.resemblyzer import RATE, Resample24To16, SpeakerEncoder, louder, preprocess
 from shared_utils.errors import InvalidInputError
 
 LEARNING_RATE = 0.08  # Adam's step, in spreads of real voices
-CLIP = 1.0  # length of a gradient
-REFRESH = 5  # steps for which phoneme durations are held
+FIRST_DECAY, SECOND_DECAY = 0.9, 0.99  # Adam's memories: the second is short, for a search takes some hundred steps
+WINDOW = 1.75  # seconds of sound that a gradient goes through; the encoder hears pieces of 1.6
+FRAMES_A_SECOND = 40  # of the durations, 25 ms each
 SELF_WEIGHT = 0.15  # of the likeness between texts, beside that to the target
 PRIOR_WEIGHT = 0.002  # of the offset's mean square: stay among real voices
 MIN_SPREAD = 1e-4  # where real voices hardly differ
@@ -31,9 +32,9 @@ WALK_STEP = (0.01, 0.15)  # spreads
 
 @dataclasses.dataclass
 class Sentence:
-    """A text ready to be spoken: token numbers and what depends on the text alone."""
+    """A text ready to be spoken: phonemes, their numbers, and what depends on the text alone."""
 
-    text: str
+    phonemes: str
     tokens: list[int]
     features: TextFeatures
 
@@ -45,36 +46,51 @@ class VoiceSearch:
         self, model: TorchKokoro, encoder: SpeakerEncoder, target: np.ndarray, start: np.ndarray, spread: np.ndarray
     ):
         """`target` [256] embedding; `start` [510, 1, 256]; `spread` [256] of real voices."""
-        for parameter in model.kmodel.parameters():
-            parameter.requires_grad_(False)
-        self.model, self.encoder = model, encoder
+        self.model, self.encoder = model, encoder.to(model.device)
         self.target = torch.from_numpy(np.asarray(target, np.float32))
         self.start = np.asarray(start, np.float32)
         self.spread = torch.from_numpy(np.maximum(np.asarray(spread, np.float32), MIN_SPREAD))
-        self.resample = Resample24To16()
+        self.resample = Resample24To16().to(model.device)
         self.evaluations = 0
 
-    def sentence(self, text: str, phonemes: str) -> Sentence:
-        """Run the text encoders once."""
+    def sentence(self, phonemes: str) -> Sentence:
+        """Run the text encoders once. Raises InvalidInputError where no phoneme is one the model knows."""
         tokens = self.model.tokens(phonemes)[: self.model.max_phonemes]
         with torch.no_grad():
-            return Sentence(text, tokens, self.model.encode_text(tokens))
+            return Sentence(phonemes, tokens, self.model.encode_text(tokens))
 
     def voice(self, offset: Tensor) -> np.ndarray:
-        """The table with an offset [256] (spreads) on every row, float32 [510, 1, 256]."""
-        return (self.start + (offset.detach() * self.spread).numpy()).astype(np.float32)
+        """The table with an offset in spreads, [256] for all rows or [510, 256]; float32 [510, 1, 256]."""
+        moved = (offset.detach() * self.spread).numpy().reshape(-1, 1, 256)
+        return (self.start + moved).astype(np.float32)
 
     def row(self, offset: Tensor, sentence: Sentence) -> Tensor:
         """The style row [1, 256] a sentence is spoken with."""
         return torch.from_numpy(style_row(self.start, len(sentence.tokens))) + offset * self.spread
 
-    def audio(self, row: Tensor, sentence: Sentence, seed: int, frames: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Sound [n] at 24 kHz and the durations used. Differentiable in `row` where gradients are on."""
+    def audio(self, row: Tensor, sentence: Sentence, seed: int) -> Tensor:
+        """Sound [n] at 24 kHz, on the model's device."""
         torch.manual_seed(seed)
         self.evaluations += 1
-        fresh, features = self.model.durations(sentence.features, row)
-        frames = fresh if frames is None else frames
-        return self.model.decode(sentence.features, features, frames, row).float(), frames
+        row = row.to(self.model.device)
+        frames, features = self.model.durations(sentence.features, row)
+        return self.model.decode(sentence.features, features, frames, row).float()
+
+    def heard(self, row: Tensor, sentence: Sentence, seed: int, seconds: float) -> Tensor:
+        """Embedding [256] of a stretch of about `seconds` of a sentence, at a place that follows from the seed.
+
+        Differentiable in `row`. Durations are whole steps, through which no gradient goes: they are taken as they are. A word
+        knows its neighbours outside the stretch by the text encoders and the prosody; only the decoder does not see these.
+        """
+        torch.manual_seed(seed)
+        self.evaluations += 1
+        row = row.to(self.model.device)
+        # cuDNN has no backward pass for LSTMs that are not in training mode.
+        with torch.backends.cudnn.flags(enabled=False):
+            frames, features = self.model.durations(sentence.features, row)
+            frames = stretch(frames, int(seconds * FRAMES_A_SECOND), seed)
+            audio = self.model.decode(sentence.features, features, frames, row).float()
+            return self.encoder.embed(louder(self.resample(audio))).cpu()
 
     def embed(self, audio: Tensor) -> Tensor:
         """The embedding the package would give, for judging; no gradient. Sound without speech is like nobody (zeros)."""
@@ -83,12 +99,12 @@ class VoiceSearch:
         except InvalidInputError:
             return torch.zeros(256)
         with torch.inference_mode():
-            return self.encoder.embed(torch.from_numpy(ready))
+            return self.encoder.embed(torch.from_numpy(ready).to(self.model.device)).cpu()
 
     def judge(self, row: Tensor, sentence: Sentence, seed: int) -> tuple[float, Tensor, Tensor]:
         """Similarity to the target (-1..1), the embedding and the sound of a row on a sentence."""
         with torch.inference_mode():
-            audio, _ = self.audio(row.detach(), sentence, seed)
+            audio = self.audio(row.detach(), sentence, seed).cpu()
         embedding = self.embed(audio)
         return float(embedding @ self.target), embedding, audio
 
@@ -119,66 +135,74 @@ class GradientState:
         return cls(int(tensors["step"][0]), **rest)
 
 
-def gradient_steps(search: VoiceSearch, sentences: list[Sentence], state: GradientState, seed: int) -> Iterator[float]:
+def stretch(frames: Tensor, length: int, seed: int) -> Tensor:
+    """`frames` [n] with all tokens silenced (0 steps) but those in a stretch of about `length` steps, drawn by the seed."""
+    end = frames.cumsum(0)
+    total = int(end[-1])
+    if total <= length:
+        return frames
+    first = int(torch.randint(0, total - length + 1, (), generator=torch.Generator().manual_seed(seed)))
+    middle = end - frames / 2
+    kept = torch.where((middle >= first) & (middle < first + length), frames, 0)
+    return kept if int(kept.sum()) else frames
+
+
+def gradient_steps(
+    search: VoiceSearch, sentences: list[Sentence], state: GradientState, seed: int, window: float = WINDOW
+) -> Iterator[float]:
     """Endless steps of Adam on the offset; yields the similarity to the target after each, with `state` up to date.
 
     Sentences take turns, so that one synthesis a step serves the target and, through the embedding of the step before, the
-    likeness between texts. Durations are held for `REFRESH` rounds; the excitation's noise follows from seed and step.
+    likeness between texts. Everything random follows from seed and step.
     """
-    frames: dict[int, tuple[int, Tensor]] = {}
     while True:
-        which = state.step % len(sentences)
-        sentence = sentences[which]
-        period = state.step // (REFRESH * len(sentences))
+        sentence = sentences[state.step % len(sentences)]
         offset = state.offset.clone().requires_grad_(True)
-        row = search.row(offset, sentence)
-        if which not in frames or frames[which][0] != period:
-            # From the offset at the start of the period, so that a resumed run holds the same durations.
-            with torch.inference_mode():
-                settled, _ = search.model.durations(sentence.features, row.detach())
-            frames[which] = (period, settled.clone())
-        audio, _ = search.audio(row, sentence, seed + state.step, frames[which][1])
-        embedding = search.encoder.embed(louder(search.resample(audio)))
+        embedding = search.heard(search.row(offset, sentence), sentence, noise_seed(seed, state.step), window)
         likeness = embedding @ search.target
         loss = -likeness - SELF_WEIGHT * (embedding @ state.last) + PRIOR_WEIGHT * offset.square().mean()
-        (gradient,) = torch.autograd.grad(loss, offset)
+        with torch.backends.cudnn.flags(enabled=False):
+            (gradient,) = torch.autograd.grad(loss, offset)
         state.step += 1
-        _adam(state, gradient)
+        _adam(state, torch.nan_to_num(gradient))
         state.last = embedding.detach()
-        yield float(likeness)
+        yield float(likeness.detach())
+
+
+def noise_seed(seed: int, step: int) -> int:
+    """A seed of its own for every step of every search."""
+    return seed * 1_000_003 + step
 
 
 def _adam(state: GradientState, gradient: Tensor) -> None:
-    """Kingma and Ba's update (2015) with the customary 0.9 and 0.999, the gradient no longer than `CLIP`."""
-    gradient = torch.nan_to_num(gradient)
-    gradient = gradient * min(1.0, CLIP / max(float(gradient.norm()), 1e-12))
-    state.first = 0.9 * state.first + 0.1 * gradient
-    state.second = 0.999 * state.second + 0.001 * gradient.square()
-    mean = state.first / (1 - 0.9**state.step)
-    scale = (state.second / (1 - 0.999**state.step)).sqrt() + 1e-8
+    """Kingma and Ba's update (2015)."""
+    state.first = FIRST_DECAY * state.first + (1 - FIRST_DECAY) * gradient
+    state.second = SECOND_DECAY * state.second + (1 - SECOND_DECAY) * gradient.square()
+    mean = state.first / (1 - FIRST_DECAY**state.step)
+    scale = (state.second / (1 - SECOND_DECAY**state.step)).sqrt() + 1e-8
     state.offset = state.offset - LEARNING_RATE * mean / scale
 
 
 @dataclasses.dataclass
 class WalkState:
-    """`table` [256], or [510, 256] with `per_row`: the best offset so far, in spreads."""
+    """`offset` [256], or [510, 256] with `per_row`: the best so far, in spreads."""
 
     step: int
-    table: Tensor
+    offset: Tensor
     best: float
     best_target: float
 
     def tensors(self) -> dict[str, np.ndarray]:
         return {
             "step": np.array([self.step]),
-            "table": self.table.numpy(),
+            "offset": self.offset.numpy(),
             "best": np.array([self.best, self.best_target]),
         }
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, np.ndarray]) -> "WalkState":
         best, target = (float(v) for v in tensors["best"])
-        return cls(int(tensors["step"][0]), torch.from_numpy(np.array(tensors["table"], np.float32)), best, target)
+        return cls(int(tensors["step"][0]), torch.from_numpy(np.array(tensors["offset"], np.float32)), best, target)
 
 
 def walk_steps(
@@ -197,20 +221,26 @@ def walk_steps(
     """
     rows = len(search.start)
     if state.step == 0 and state.best < 0:
-        score = walk_score(search, state.table, first, second, target_features, seed, -1.0)
+        score = walk_score(search, state.offset, first, second, target_features, noise_seed(seed, 0), -1.0)
         state.best, state.best_target = score or (0.0, -1.0)
     while True:
-        rng = torch.Generator().manual_seed(seed * 1_000_003 + state.step)
+        rng = torch.Generator().manual_seed(noise_seed(seed, state.step))
         low, high = WALK_STEP
         size = low + (high - low) * float(torch.rand((), generator=rng))
         shape = (rows, 256) if per_row else (256,)
-        candidate = state.table + size * torch.randn(shape, generator=rng)
+        candidate = state.offset + size * torch.randn(shape, generator=rng)
         found = walk_score(
-            search, candidate, first, second, target_features, seed + state.step, EARLY_REJECTION * state.best_target
+            search,
+            candidate,
+            first,
+            second,
+            target_features,
+            noise_seed(seed, state.step),
+            EARLY_REJECTION * state.best_target,
         )
         state.step += 1
         if found is not None and found[0] > state.best:
-            state.table, (state.best, state.best_target) = candidate, found
+            state.offset, (state.best, state.best_target) = candidate, found
         yield state.best
 
 
@@ -223,7 +253,7 @@ def walk_score(
     seed: int,
     least: float,
 ) -> tuple[float, float] | None:
-    """The known tool's score (0..100) and the target similarity, or None below `least`."""
+    """The known tool's score (0..100) and the target similarity, or None below `least`. `table` as `WalkState.offset`."""
 
     def offset(sentence: Sentence) -> Tensor:
         return table if table.dim() == 1 else table[min(len(sentence.tokens), len(table)) - 1]
@@ -232,7 +262,10 @@ def walk_score(
     if similarity < least:
         return None
     _, other, _ = search.judge(search.row(offset(second), second), second, seed)
-    likeness = feature_similarity(speech_features(audio.numpy(), SAMPLE_RATE), target_features)
+    # The target is known at the encoder's rate, and brightness depends on it.
+    with torch.inference_mode():
+        lowered = search.resample(audio.to(search.model.device)).cpu().numpy()
+    likeness = feature_similarity(speech_features(lowered, RATE), target_features)
     return 100 * harmonic_mean(
         {"target": similarity, "self": float(embedding @ other), "feature": likeness}
     ), similarity
@@ -279,15 +312,61 @@ def feature_similarity(ours: np.ndarray, target: np.ndarray) -> float:
 
 
 def best_start(
-    search: VoiceSearch, voices: dict[str, np.ndarray], sentence: Sentence, seed: int, progress: Callable[[str], None]
+    search: VoiceSearch, voices: dict[str, np.ndarray], sentence: Sentence, seed: int, heard: Callable[[str], bool]
 ) -> list[tuple[float, str]]:
-    """Similarity of every voice to the target on one sentence, best first."""
+    """Similarity of every voice to the target on one sentence, best first. `heard(name)` after each says whether to go on."""
     found = []
     for name, voice in sorted(voices.items()):
         row = torch.from_numpy(style_row(voice, len(sentence.tokens)))
         found.append((search.judge(row, sentence, seed)[0], name))
-        progress(name)
+        if not heard(name):
+            break
     return sorted(found, key=lambda pair: (-pair[0], pair[1]))
+
+
+class Best:
+    """The best voice so far on a held-out text. `voice` [510, 1, 256]; `looks` since it was found."""
+
+    def __init__(self, search: VoiceSearch, held_out: Sentence, seed: int, saved: dict[str, np.ndarray] | None = None):
+        self.search, self.held_out, self.seed = search, held_out, seed
+        self.value, self.voice, self.looks = -2.0, search.start, 0
+        if saved is not None:
+            self.value, self.looks = float(saved["best_value"][0]), int(saved["best_looks"][0])
+            self.voice = np.array(saved["best_voice"], np.float32)
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        return {
+            "best_value": np.array([self.value]),
+            "best_looks": np.array([self.looks]),
+            "best_voice": self.voice,
+        }
+
+    def look(self, voice: np.ndarray) -> tuple[float, Tensor | None]:
+        """Judge a voice and keep it when it is the best, whose sound is returned beside the similarity.
+
+        The noise is the same for all, so that a lucky one does not win.
+        """
+        row = torch.from_numpy(style_row(voice, len(self.held_out.tokens)))
+        value, _, audio = self.search.judge(row, self.held_out, self.seed)
+        self.looks += 1
+        if value <= self.value:
+            return value, None
+        self.value, self.voice, self.looks = value, voice, 0
+        return value, audio
+
+
+def cut_phonemes(phonemes: str, limit: int) -> str:
+    """The first `limit` symbols at most, whole words where there are spaces."""
+    if len(phonemes) <= limit:
+        return phonemes
+    space = phonemes.rfind(" ", 0, limit + 1)
+    return phonemes[: space if space > 0 else limit]
+
+
+def calibration(phonemes: list[str], limit: int, count: int = 3) -> list[str]:
+    """Of sentences' phonemes up to `count` short ones, as near to `limit` symbols as there are: enough to hear a voice by."""
+    short = dict.fromkeys(cut_phonemes(text, limit) for text in phonemes if text.strip())
+    return sorted(short, key=lambda text: (-len(text), text))[:count]
 
 
 def adjacent_jump(voice: np.ndarray) -> float:

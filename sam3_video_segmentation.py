@@ -263,7 +263,7 @@ def generate(model: Model, item: Config, out: ItemOutput) -> Result:
     seeds = seeds_of(item.box, item.point, source)
     clip, frames = source.clip, source.frames
     run.info(
-        f"{item.input.name}: {len(frames)} frame(s) of {clip.width} x {clip.height}, {float(clip.rate):.4g} a second"
+        f"{item.input.absolute().name}: {len(frames)} frame(s) of {clip.width} x {clip.height}, {float(clip.rate):.4g} a second"
     )
     started = time.monotonic()
     names = [*item.prompt, *(seed.name for seed in seeds)]
@@ -300,7 +300,7 @@ def tracked(model: Model, item: Config, source: Any, seeds: tuple[Any, ...]) -> 
     from networks.sam3.model import between, objects, track
 
     run, total, left = model.run, len(source.tracked), len(source.frames)
-    with run.console.progress(total, item.input.name, "frame") as progress:
+    with run.console.progress(total, item.input.absolute().name, "frame") as progress:
         outputs = track(
             model.network,
             model.processor,

@@ -206,6 +206,30 @@ def followed(loaded, count: int, prompts: tuple[str, ...], seeds=(), **options) 
     return found
 
 
+def test_boxes_and_points_begin_as_in_transformers_own_tracker(loaded, checkpoint):
+    import torch
+    from transformers import Sam3TrackerVideoModel, Sam3TrackerVideoProcessor
+
+    from networks.sam3.model import track
+    from networks.sam3.seeds import Seed
+
+    processor, network = loaded
+    frames = [picture(index, (96, 64)) for index in range(2)]
+    seeds = (Seed.box("box 1", 0, (10, 10, 40, 40)), Seed("point 1", 0, ((20, 20), (60, 50)), (1, 0)))
+    _, ours = next(track(network, processor, iter(frames), 2, (64, 96), (), seeds))
+    tracker = Sam3TrackerVideoModel.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    theirs = Sam3TrackerVideoProcessor(processor.image_processor, processor.video_processor, target_size=112)
+    session = theirs.init_video_session(video=frames, inference_device="cpu", dtype=torch.float32)
+    add = theirs.add_inputs_to_inference_session
+    add(session, frame_idx=0, obj_ids=0, input_boxes=[[[10.0, 10.0, 40.0, 40.0]]])
+    box = tracker(session, frame_idx=0).pred_masks[0]
+    add(session, frame_idx=0, obj_ids=1, input_points=[[[[20.0, 20.0], [60.0, 50.0]]]], input_labels=[[[1, 0]]])
+    point = tracker(session, frame_idx=0).pred_masks[1]
+    for number, mask in enumerate((box, point)):
+        assert torch.allclose(ours.obj_id_to_mask[number], mask, atol=1e-4)
+        assert mask.std() > 0.1
+
+
 def test_tracking_begins_anew_with_every_chunk_and_keeps_the_numbers(loaded):
     from networks.sam3.seeds import Seed
 
@@ -348,7 +372,13 @@ def test_objects_alone_on_a_colour_or_on_nothing(segment, tmp_path):
         if outside.any():
             assert np.abs(np.median(shown[outside], axis=0) - (0, 255, 0)).max() < 8
     clear = ("--prompt", "person", "--mask-only", "--background", "transparent")
-    pngs = folder_of(segment(path, *clear, "--alpha", "png")) / "mask_only"
+    done = segment(path, *clear, "--alpha", "png", "-o", "pngs", "--return-zip")
+    assert done.returncode == 0 and Path(done.stdout.strip()) == tmp_path / "pngs", done.stderr
+    pngs = tmp_path / "pngs"
+    with zipfile.ZipFile(next(tmp_path.glob("output/*/results.zip"))) as archive:
+        assert "pngs/000002.png" in archive.namelist()
+    assert segment(path, *clear, "--alpha", "png", "-o", "pngs").returncode == 2
+    assert len(list(pngs.iterdir())) == 3
     for frame in range(3):
         alpha = np.asarray(Image.open(pngs / f"{frame:06d}.png"))[..., 3]
         assert np.array_equal(alpha > 0, np.any(list(masks[frame].values()), axis=0))
@@ -548,7 +578,7 @@ def test_batches_resume_and_have_a_folder_each(segment, tmp_path):
     done = segment(*flags)
     assert done.returncode == 3, done.stderr
     lines = json_lines(done.stdout)
-    assert [line["status"] for line in lines] == ["ok", "error", "ok"]
+    assert {line["index"]: line["status"] for line in lines} == {0: "ok", 1: "error", 2: "ok"}
     assert (tmp_path / "run" / "0000_a" / "overlay.mp4").exists()
     assert json.loads((tmp_path / "run" / "0002_b" / "tracks.json").read_text())["prompts"] == ["dog", "cat"]
     video(tmp_path / "broken.mp4", 3)

@@ -201,7 +201,8 @@ def add_seed(network: Sam3Video, session: Any, output: Any, seed: Seed) -> None:
     number, height, width = session.max_obj_id + 1, session.video_height, session.video_width
     side = network.config.tracker_config.prompt_encoder_config.image_size
     scale = torch.tensor([side / width, side / height])
-    points = (torch.tensor(seed.points) * scale)[None, None].to(network.device, network.dtype)
+    # Not in the model's type: bfloat16 counts in steps of 4 pixels at 1000.
+    points = (torch.tensor(seed.points) * scale)[None, None].to(network.device)
     labels = torch.tensor(seed.labels, dtype=torch.int32, device=network.device)[None, None]
     index = session.obj_id_to_idx(number)
     session.point_inputs_per_obj[index][seed.frame] = {"point_coords": points, "point_labels": labels}

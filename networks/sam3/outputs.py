@@ -12,6 +12,7 @@ from networks.sam3.encode import VideoWriter, check_video
 from networks.sam3.sheet import ContactSheet, plot_areas
 from networks.sam3.source import Source
 from networks.sam3.tracks import MaskFiles, Summary, TracksFile
+from shared_utils.output_dir import remove
 
 
 class Outputs:
@@ -32,7 +33,7 @@ class Outputs:
         self.mask_video = self.path("mask.png" if source.is_still else "mask.mp4") if item.mask_video else None
         head = {
             "schema": "generation-scripts/tracks/1",
-            "source": item.input.name,
+            "source": item.input.absolute().name,
             "width": clip.width,
             "height": clip.height,
             "frames_per_second": round(float(clip.rate), 6),
@@ -46,11 +47,11 @@ class Outputs:
         self.writers: dict[Path, Any] = {}
 
     def path(self, name: str, role: str = "file") -> Path:
-        """The partial path of a result, which also goes into the archive."""
-        if role == "primary":
-            path = self.out.directory(name, role) if not Path(name).suffix else self.out.primary(name)
-        else:
-            path = self.out.file(name, role)
+        """The partial path of a result, which also goes into the archive. A main result without a suffix is a folder."""
+        path = self.out.primary(name) if role == "primary" else self.out.file(name, role)
+        if role == "primary" and not Path(name).suffix:
+            remove(path)
+            path.mkdir()
         self.paths.append(path)
         return path
 

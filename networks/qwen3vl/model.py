@@ -89,6 +89,9 @@ def prepare(processor: Any, job: Job) -> dict[str, Any]:
         from transformers.video_utils import VideoMetadata
 
         frames, times = job.frames
+        if len(frames) == 1:
+            # The network sees frames in pairs.
+            frames, times = frames * 2, times * 2
         stack = np.stack(frames)
         # Each frame carries the time it is shown at, however uneven the frames are.
         metadata = VideoMetadata(
@@ -127,9 +130,9 @@ def generate(
             "do_sample": True,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
-            "top_k": sampling.top_k or None,
+            "top_k": sampling.top_k,
         }
-    set_seed(seed)
+    set_seed(seed % 2**32)  # NumPy takes no larger one, and items count up from the seed that was given
     start = time.monotonic()
     with torch.inference_mode():
         output = network.generate(
@@ -202,3 +205,7 @@ class _Stream:
         if ready > self.shown:
             self.on_text(text[self.shown : ready])
             self.shown = ready
+        if ready == len(text):
+            # Pieces of bytes decode on their own from here; all tokens anew each time would be quadratic work.
+            self.tokens.clear()
+            self.shown = 0

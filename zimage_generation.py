@@ -201,7 +201,7 @@ def check(item: Config) -> None:
     if not item.prompt or not item.prompt.strip():
         raise UsageError("--prompt: is empty")
     if item.image is not None:
-        upright_size(item.image)
+        read_image(item.image)
 
 
 def image_size(item: Config) -> tuple[int, int]:

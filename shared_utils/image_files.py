@@ -1,10 +1,13 @@
 """Pictures in and out: reading with a cap on their size, writing with the parameters that made them."""
 
+import contextlib
 import json
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from shared_utils.errors import InvalidInputError, MissingInputError, PostConditionError
+from shared_utils.errors import InvalidInputError, MissingInputError, PostConditionError, ScriptError
 
 MAX_PIXELS = 100_000_000
 FORMATS = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}
@@ -19,7 +22,7 @@ def upright_size(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
 
     Raises `MissingInputError` (no such file) and `InvalidInputError` (no image, too large).
     """
-    with _open(path, max_pixels) as image:
+    with _opened(path, max_pixels) as image:
         width, height = image.size
         on_its_side = image.getexif().get(_ORIENTATION, 1) >= 5
     return (height, width) if on_its_side else (width, height)
@@ -39,13 +42,10 @@ def read_upright(path: Path, max_pixels: int = MAX_PIXELS) -> Any:
     """As `read_image`, but a picture with transparency comes as RGBA."""
     from PIL import ImageOps
 
-    with _open(path, max_pixels) as image:
-        try:
-            upright = _eight_bit(ImageOps.exif_transpose(image), path)
-            transparent = upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info
-            return upright.convert("RGBA" if transparent else "RGB")
-        except (OSError, SyntaxError, ValueError) as error:
-            raise InvalidInputError(f"{path}: the image is damaged ({error})") from None
+    with _opened(path, max_pixels) as image:
+        upright = _eight_bit(ImageOps.exif_transpose(image), path)
+        transparent = upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info
+        return upright.convert("RGBA" if transparent else "RGB")
 
 
 def _eight_bit(image: Any, path: Path) -> Any:
@@ -60,22 +60,31 @@ def _eight_bit(image: Any, path: Path) -> Any:
     return image
 
 
-def _open(path: Path, max_pixels: int) -> Any:
+@contextlib.contextmanager
+def _opened(path: Path, max_pixels: int) -> Iterator[Any]:
+    """An image of an allowed size; what goes wrong while it is read is the file's fault."""
     from PIL import Image
 
-    try:
-        image = Image.open(path)
-    except FileNotFoundError:
-        raise MissingInputError(f"{path}: no such file") from None
-    except Image.DecompressionBombError:
-        raise InvalidInputError(f"{path}: more than {max_pixels / 1e6:g} megapixels") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InvalidInputError(f"{path}: not an image that can be read ({error})") from None
-    width, height = image.size
-    if width * height > max_pixels:
-        image.close()
-        raise InvalidInputError(f"{path}: {width} x {height} is more than {max_pixels / 1e6:g} megapixels")
-    return image
+    # Pillow's own cap remarks on pictures below ours and stands above it.
+    Image.MAX_IMAGE_PIXELS = None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on metadata that is not as it should be
+        try:
+            image = Image.open(path)
+        except FileNotFoundError:
+            raise MissingInputError(f"{path}: no such file") from None
+        except (OSError, SyntaxError, ValueError, RuntimeError) as error:
+            raise InvalidInputError(f"{path}: not an image that can be read ({error})") from None
+        with image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise InvalidInputError(f"{path}: {width} x {height} is more than {max_pixels / 1e6:g} megapixels")
+            try:
+                yield image
+            except (ScriptError, MemoryError):
+                raise
+            except Exception as error:  # decoders raise whatever the damage leads them to
+                raise InvalidInputError(f"{path}: the image is damaged ({error})") from None
 
 
 def write_image(image: Any, path: Path, format: str, quality: int | None, parameters: dict[str, str]) -> None:

@@ -120,8 +120,6 @@ def generate(
     on_text: Callable[[str], None] | None = None,
 ) -> list[Reply]:
     """Answer prepared questions together, padded on the left. `on_text` (one question only) gets the text as it is made."""
-    from transformers import set_seed
-
     inputs = {k: v.to(network.device) for k, v in _collate(processor, prepared).items()}
     stream = _Stream(processor.tokenizer, on_text or (lambda text: None)) if len(prepared) == 1 else None
     choice: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
@@ -132,7 +130,8 @@ def generate(
             "top_p": sampling.top_p,
             "top_k": sampling.top_k,
         }
-    set_seed(seed % 2**32)  # NumPy takes no larger one, and items count up from the seed that was given
+    # Sampling draws from torch alone; transformers' set_seed would import its trainer for this, seconds of it.
+    torch.manual_seed(seed)
     start = time.monotonic()
     with torch.inference_mode():
         output = network.generate(

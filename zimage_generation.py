@@ -51,7 +51,7 @@ from typing import Any, Literal
 
 try:
     from networks.zimage import plan as planning
-    from networks.zimage.lora import find_lora, parse_lora
+    from networks.zimage.lora import find_lora, parse_lora, plan_lora
     from shared_utils import __version__, device
     from shared_utils.args import command_line, item_input, option
     from shared_utils.errors import PostConditionError, ScriptError, UnavailableError, UsageError
@@ -402,7 +402,7 @@ def requests_for(model: Model, item: Config) -> list[Any]:
         image=start,
         strength=item.strength,
     )
-    return [dataclasses.replace(request, seed=item.seed + k) for k in range(item.num_images)]
+    return [dataclasses.replace(request, seed=(item.seed + k) % 2**32) for k in range(item.num_images)]
 
 
 def pictures(model: Model, requests: list[Any], at_once: int) -> Iterator[tuple[Any, Any]]:
@@ -451,9 +451,13 @@ def denoise(model: Model, chunk: list[Any]) -> Any:
 
 def describe(run: Run, request: Any, images: int = 1) -> None:
     """Put what is being made onto the current span."""
+    snapshot = run.weights()
+    # Of a local folder nothing: paths tell about their maker.
+    model = {GenAI.REQUEST_MODEL: snapshot.repo} if snapshot.commit else {}
     run.spans.set_attributes(
         {
             GenAI.OPERATION_NAME: "generate_content",
+            **model,
             GenAI.OUTPUT_TYPE: "image",
             GenAI.REQUEST_SEED: request.seed,
             "images": images,
@@ -534,13 +538,15 @@ def facts(config: Config, items: list[Config], run: Run) -> dict[str, Any]:
     from networks.zimage.pipeline import count_parameters
 
     weights = run.download_plans["model"]
+    loras = [planned for value in config.lora if (planned := plan_lora(value, run.downloader()))]
     sizes = count_parameters(weights.folder) if weights.fetch_bytes == 0 else None
     free = device.free_memory(run.device)
     try:
         plan = str(choose(run, items, sizes or planning.Sizes(), free))
     except UnavailableError as error:
         plan = str(error)
-    return {"images": sum(item.num_images for item in items), "plan": plan}
+    images = sum(item.num_images for item in items)
+    return {"weights": [weights, *loras], "images": images, "plan": plan}
 
 
 def smoke_test(folder: Path) -> Smoke:

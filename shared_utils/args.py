@@ -150,6 +150,9 @@ def validate(config: Any) -> None:
 
 
 def _check_value(name: str, value: Any, opt: Option) -> None:
+    if isinstance(value, str) and any(0xD800 <= ord(c) < 0xE000 for c in value):
+        # Bytes of an argument that are not UTF-8, or half a character in a batch file.
+        raise UsageError(f"{flag(name)} {value!r}: is not valid text")
     if opt.minimum is not None or opt.maximum is not None:
         low, high = opt.minimum, opt.maximum
         # Written so that NaN fails as well.

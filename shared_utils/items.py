@@ -137,8 +137,8 @@ def _item_of_line(
 
 
 def _seeded(config: Any, index: int) -> Any:
-    """Item i of a run uses seed + i, counted before sharding."""
-    return config if config.seed is None else dataclasses.replace(config, seed=config.seed + index)
+    """Item i of a run uses seed + i, counted before sharding; after the largest seed comes 0."""
+    return config if config.seed is None else dataclasses.replace(config, seed=(config.seed + index) % 2**32)
 
 
 def _line_values(line: str, number: int, line_field: str, config: Any) -> dict[str, Any]:

@@ -220,41 +220,13 @@ def test_a_larger_job_never_needs_less():
 
 
 @pytest.mark.slow
-def test_estimates_are_a_little_above_what_the_full_size_networks_take(request):
+def test_estimates_are_a_little_above_what_the_full_size_networks_take(warm, tmp_path):
     """Peaks of the real shapes, traced with tensors that have sizes and no contents."""
-    import torch
-    from diffusers import AutoencoderKL, ZImageTransformer2DModel
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.distributed._tools.mem_tracker import MemTracker
-
-    def peak(network, call) -> int:
-        tracker = MemTracker()
-        tracker.track_external(network)
-        with torch.no_grad(), tracker:
-            call()
-        weights = sum(p.numel() * p.element_size() for p in network.parameters())
-        return max(tracker.get_tracker_snapshot("peak")[torch.device("cpu")].values()) - weights
-
-    request.addfinalizer(lambda: torch.set_default_dtype(torch.float32))
-    torch.set_default_dtype(torch.bfloat16)  # fake networks cannot be converted afterwards
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        vae = AutoencoderKL(
-            latent_channels=16,
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=(128, 256, 512, 512),
-            layers_per_block=2,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-        )
-        latents = torch.empty(1, 16, 128, 128)
-        decoding = peak(vae, lambda: vae.decode(latents))
-        transformer = ZImageTransformer2DModel(n_layers=2)
-        image = torch.empty(16, 1, 128, 128)
-        words = torch.empty(512, 2560)
-        denoising = peak(transformer, lambda: transformer([image] * 2, torch.rand(2), [words] * 2))
-    assert 1.1 < planning.Work().decode_bytes(tiled=False) / decoding < 1.6
-    assert 1.1 < planning.Work(images=2).denoise_bytes() / denoising < 1.6
+    done = warm.run("tests/zimage_reference.py", "trace", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    traced = json.loads(done.stdout)
+    assert 1.1 < planning.Work().decode_bytes(tiled=False) / traced["decode"] < 1.6
+    assert 1.1 < planning.Work(images=2).denoise_bytes() / traced["denoise"] < 1.6
 
 
 def test_images_at_a_time():
@@ -621,6 +593,34 @@ def test_dry_run_says_how_it_would_be_done_and_loads_nothing(zimage, tmp_path):
     assert plan["images"] == 4 and plan["device"] == "cpu" and plan["plan"].startswith("--offload none")
     assert plan["weights"][0]["fetch_bytes"] == 0
     assert everything_in(tmp_path) == []
+
+
+def test_dry_run_lists_the_lora_of_a_repository_too(zimage, checkpoint, tmp_path):
+    lora = checkpoint.parent / "lora"
+    with FakeHub({"someone/style": lora}) as hub:
+        done = zimage(
+            "a", "--lora", "someone/style:0.5", "--dry-run", "--json", "--weights-dir", "w", **hub.environment
+        )
+        assert done.returncode == 0, done.stderr
+        assert len(hub.log) == 1, "one request"
+    (plan,) = json_lines(done.stdout)
+    assert plan["weights"][1]["repo"] == "someone/style"
+    assert plan["weights"][1]["fetch_bytes"] == (lora / "pytorch_lora_weights.safetensors").stat().st_size
+    assert everything_in(tmp_path) == []
+
+
+def test_after_the_largest_seed_comes_zero(zimage, tmp_path):
+    done = zimage("a", "b", *SMALL, "--num-images", 2, "--seed", 2**32 - 1, "--json")
+    assert done.returncode == 0, done.stderr
+    seeds = [[image["seed"] for image in line["images"]] for line in json_lines(done.stdout)]
+    assert seeds == [[2**32 - 1, 0], [0, 1]]
+
+
+def test_half_a_character_is_that_prompts_failure(zimage, tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a \\ud83e fox"}\n{"prompt": "a fox"}\n')
+    done = zimage("--inputs-from", "p.jsonl", *SMALL)
+    assert done.returncode == 3 and "Traceback" not in done.stderr, done.stderr
+    assert "not valid text" in done.stderr and len(images_in(tmp_path)) == 1
 
 
 def test_spans_and_metrics(zimage, tmp_path):

@@ -2,6 +2,7 @@
 
     zimage_reference.py make FOLDER            # a tiny checkpoint, and a LoRA for it beside
     zimage_reference.py break FOLDER           # that checkpoint, with a number that is none in its decoder
+    zimage_reference.py trace                  # memory that the full-size networks take, as JSON
     zimage_reference.py draw FOLDER JSON       # {"call": {...}, "seeds": [...], "image": path, "lora": [[path, scale], ...]}
 
 `draw` writes 0.png, 1.png, … into the current directory.
@@ -60,9 +61,46 @@ def damage(folder: Path) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
 
 
+def trace() -> dict[str, int]:
+    """Peak bytes beside the weights: decoding 1024 x 1024 pixels, denoising two such images with 512 tokens each."""
+    import torch
+    from diffusers import AutoencoderKL, ZImageTransformer2DModel
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.distributed._tools.mem_tracker import MemTracker
+
+    def peak(network, call) -> int:
+        tracker = MemTracker()
+        tracker.track_external(network)
+        with torch.no_grad(), tracker:
+            call()
+        weights = sum(p.numel() * p.element_size() for p in network.parameters())
+        return max(tracker.get_tracker_snapshot("peak")[torch.device("cpu")].values()) - weights
+
+    torch.set_default_dtype(torch.bfloat16)  # fake networks cannot be converted afterwards
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        vae = AutoencoderKL(
+            latent_channels=16,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        )
+        latents = torch.empty(1, 16, 128, 128)
+        decoding = peak(vae, lambda: vae.decode(latents))
+        transformer = ZImageTransformer2DModel(n_layers=2)
+        image = torch.empty(16, 1, 128, 128)
+        words = torch.empty(512, 2560)
+        denoising = peak(transformer, lambda: transformer([image] * 2, torch.rand(2), [words] * 2))
+    return {"decode": decoding, "denoise": denoising}
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "make":
         make(Path(sys.argv[2]))
+    elif sys.argv[1] == "trace":
+        print(json.dumps(trace()))
     elif sys.argv[1] == "break":
         damage(Path(sys.argv[2]))
     else:

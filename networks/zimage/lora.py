@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from shared_utils.errors import InvalidInputError, MissingInputError, UsageError
-from shared_utils.hugging_face import HuggingFaceDownloader, Weights
+from shared_utils.hugging_face import DownloadPlan, HuggingFaceDownloader, Weights
 
 MAX_SCALE = 10.0
 DIFFUSERS_NAME = "pytorch_lora_weights.safetensors"  # what diffusers' save_lora_weights writes
@@ -49,7 +49,7 @@ def find_lora(value: str, downloader: HuggingFaceDownloader) -> Lora:
     name, scale = parse_lora(value)
     if Path(name).suffix == ".safetensors":
         return Lora(Path(name).absolute(), scale, Path(name).name)
-    snapshot = downloader.fetch(Weights(name, allow_patterns=("*.safetensors",)))
+    snapshot = downloader.fetch(_row(name))
     files = sorted(file for file in snapshot.files if file.endswith(".safetensors"))
     chosen = [file for file in files if Path(file).name == DIFFUSERS_NAME] or files
     if len(chosen) != 1:
@@ -57,6 +57,16 @@ def find_lora(value: str, downloader: HuggingFaceDownloader) -> Lora:
         raise UsageError(f"--lora {value}: one safetensors file is needed, found {found} (give the file itself)")
     recorded = f"{name}@{snapshot.commit}" if snapshot.commit else Path(name).name
     return Lora(snapshot.path / chosen[0], scale, recorded)
+
+
+def plan_lora(value: str, downloader: HuggingFaceDownloader) -> DownloadPlan | None:
+    """What would be fetched for a `--lora`, None when it is a file. Raises what the downloader's `plan` raises."""
+    name, _ = parse_lora(value)
+    return None if Path(name).suffix == ".safetensors" else downloader.plan(_row(name))
+
+
+def _row(repo: str) -> Weights:
+    return Weights(repo, allow_patterns=("*.safetensors",))
 
 
 def apply_loras(pipeline: Any, loras: list[Lora]) -> None:

@@ -316,7 +316,8 @@ def load(config: Config, run: Run) -> Model:
         run.info(
             f"model {name} at {snapshot.commit or 'local'}, {str(dtype).removeprefix('torch.')}, quantize {quantize}"
         )
-        processor, network = load_network(snapshot.path, dtype, run.device, quantize, implementation)
+        with run.loading():
+            processor, network = load_network(snapshot.path, dtype, run.device, quantize, implementation)
     # Of a local folder nothing: paths tell about their maker.
     recorded = {GenAI.REQUEST_MODEL: snapshot.repo} if snapshot.commit else {}
     return Model(run, processor, network, len(run.items), recorded)

@@ -255,7 +255,8 @@ def load(config: Config, run: Run) -> Model:
 
         quiet_libraries("transformers", "diffusers", verbose=config.verbose)
     dtype, free = run.dtype(), device.free_memory(run.device)
-    sizes = zimage.count_parameters(snapshot.path) or planning.Sizes()
+    with run.loading():
+        sizes = zimage.count_parameters(snapshot.path) or planning.Sizes()
     plan = choose(run, run.items, sizes, free)
     name = "smoke-test" if run.smoke else snapshot.repo
     run.info(f"model {name} at {snapshot.commit or 'local'}, {str(dtype).removeprefix('torch.')}, {plan}")
@@ -264,7 +265,7 @@ def load(config: Config, run: Run) -> Model:
     with planning.memory_advice(run.device, plan, sizes, work(run, run.items)):
         # Beside each other where there is room; otherwise the text encoder goes before the transformer comes.
         together = plan.offload == "none"
-        with run.phase("load"):
+        with run.phase("load"), run.loading():
             text = zimage.load_text(snapshot.path, plan, run.device, dtype)
             pipeline = zimage.load_images(snapshot.path, plan, run.device, dtype, loras) if together else None
         with run.phase("encode"):
@@ -273,7 +274,7 @@ def load(config: Config, run: Run) -> Model:
         del text
         if not together:
             device.release()
-            with run.phase("load"):
+            with run.phase("load"), run.loading():
                 pipeline = zimage.load_images(snapshot.path, plan, run.device, dtype, loras)
         zimage.set_attention(pipeline, config.attention, run.device)
         if config.compile:

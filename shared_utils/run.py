@@ -24,6 +24,7 @@ from shared_utils.console import Console
 from shared_utils.errors import (
     BatchError,
     ConfigError,
+    InvalidInputError,
     MissingInputError,
     OutputExistsError,
     OutputWriteError,
@@ -173,6 +174,24 @@ class Run:
             with self.phase("download_weights"):
                 self.snapshots[role] = self.downloader().fetch(self.wanted(role))
         return self.snapshots[role]
+
+    @contextlib.contextmanager
+    def loading(self, role: str | None = None) -> Iterator[None]:
+        """Around what loads a role's weights: a model of the user's choosing that does not load is theirs to fix.
+
+        Raises `InvalidInputError`. What goes wrong with the model of the weight table is a bug, and keeps its traceback.
+        """
+        role = role or next(iter(self.script.weights))
+        try:
+            yield
+        except (ScriptError, ImportError):
+            raise
+        except Exception as error:  # libraries raise whatever a file leads them to
+            repo = self.wanted(role).repo
+            if self.smoke is not None or repo == self.script.weights[role].repo or device.is_out_of_memory(error):
+                raise
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise InvalidInputError(f"--model {repo}: cannot be loaded ({reason})") from error
 
     def downloader(self) -> Any:
         """The downloader for this run's weights folder."""

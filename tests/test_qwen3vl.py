@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 from fake_hub import FakeHub
 from PIL import Image
 from processes import ROOT, environment, everything_in, json_lines, run, run_record
+from safetensors.numpy import load_file, save_file
 from warm import Warm
 
 from shared_utils.errors import PostConditionError, UnavailableError
@@ -517,6 +519,31 @@ def test_a_terminal_gets_no_control_characters_and_the_file_keeps_them(checkpoin
     assert control, "nothing to be made harmless"
     screen = shown.decode("utf-8").replace("\r\n", "\n")
     assert not [c for c in screen if (ord(c) < 32 and c not in "\n\t") or 0x7F <= ord(c) < 0xA0]
+
+
+@pytest.mark.parametrize("damage", ["kind", "shard", "weight", "processor"])
+def test_a_folder_that_is_no_model_is_said_to_be_none(warm, checkpoint, tmp_path, damage):
+    folder = shutil.copytree(checkpoint, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    index = folder / "model.safetensors.index.json"
+    if damage == "kind":
+        (folder / "config.json").write_text(json.dumps({**config, "model_type": "qwen2_vl"}))
+    elif damage == "shard":
+        min(folder.glob("*.safetensors")).unlink()
+    elif damage == "weight":
+        listing = json.loads(index.read_text())
+        name = next(iter(listing["weight_map"]))
+        shard = folder / listing["weight_map"].pop(name)
+        index.write_text(json.dumps(listing))
+        tensors = load_file(shard)
+        del tensors[name]
+        save_file(tensors, shard, metadata={"format": "pt"})
+    else:
+        (folder / "tokenizer.json").unlink()
+    done = warm.run(SCRIPT, picture(tmp_path / "a.png"), "what?", *SHORT, "--model", "model", cwd=tmp_path)
+    assert done.returncode == 65, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: --model model: cannot be loaded (")
+    assert done.stdout == ""
 
 
 def test_downloads_once_and_then_makes_no_request(warm, checkpoint, tmp_path):

@@ -566,6 +566,26 @@ def test_a_lora_that_does_not_fit_is_refused(zimage, warm, checkpoint, tmp_path)
     assert "other.safetensors" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.parametrize("damage", ["config", "shard", "missing", "other", "tokenizer"])
+def test_a_folder_that_is_no_model_is_said_to_be_none(warm, checkpoint, tmp_path, damage):
+    folder = shutil.copytree(checkpoint, tmp_path / "model")
+    shard = min((folder / "transformer").glob("*.safetensors"))
+    if damage == "config":
+        (folder / "transformer" / "config.json").write_text("{")
+    elif damage == "shard":
+        shard.write_bytes(shard.read_bytes()[:1000])
+    elif damage == "missing":
+        shard.unlink()
+    elif damage == "other":
+        (folder / "model_index.json").unlink()
+    else:
+        (folder / "tokenizer" / "tokenizer.json").unlink()
+    done = warm.run(SCRIPT, "x", *SMALL, "--model", "model", cwd=tmp_path)
+    assert done.returncode == 65, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: --model model: cannot be loaded (")
+    assert images_in(tmp_path) == []
+
+
 def test_a_cut_prompt_is_reported(zimage, tmp_path):
     done = zimage("one two three four five " * 30, *SMALL, "--max-sequence-length", 32, "--json")
     assert done.returncode == 0, done.stderr

@@ -1,5 +1,6 @@
 """Qwen3-VL through transformers: loading, inputs, generation."""
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,9 +49,15 @@ class Reply:
 
 
 def load_network(folder: Path, dtype: torch.dtype, device: str, quantize: str, attention: str) -> tuple[Any, Any]:
-    """Processor and model from one verified folder. `quantize`: none, nf4 or int8 (bitsandbytes; the vision tower stays as it is)."""
+    """Processor and model from one verified folder. `quantize`: none, nf4 or int8 (bitsandbytes; the vision tower stays as it is).
+
+    Raises ValueError for a model of another kind and for one that lacks weights, which transformers would make up.
+    """
     from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 
+    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    if kind != "qwen3_vl":
+        raise ValueError(f"config.json says {kind!r}, not 'qwen3_vl'")
     options: dict[str, Any] = {}
     if quantize != "none":
         from transformers import BitsAndBytesConfig
@@ -63,9 +70,22 @@ def load_network(folder: Path, dtype: torch.dtype, device: str, quantize: str, a
         else:
             options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=keep)
     processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
-    network = Qwen3VLForConditionalGeneration.from_pretrained(
-        folder, dtype=dtype, device_map=device, attn_implementation=attention, local_files_only=True, **options
+    network, found = Qwen3VLForConditionalGeneration.from_pretrained(
+        folder,
+        dtype=dtype,
+        device_map=device,
+        attn_implementation=attention,
+        local_files_only=True,
+        output_loading_info=True,
+        **options,
     )
+    if found["missing_keys"]:
+        raise ValueError(f"{len(found['missing_keys'])} weights are missing, such as {min(found['missing_keys'])}")
+    # Without its file transformers makes up a tokenizer that knows no words.
+    tokenizer = processor.tokenizer
+    known = tokenizer.convert_tokens_to_ids(processor.image_token) == network.config.image_token_id
+    if not known or not tokenizer("a fox").input_ids:
+        raise ValueError("its tokenizer does not belong to the model, or is missing")
     return processor, network.eval()
 
 

@@ -77,7 +77,11 @@ def load_text(folder: Path, plan: Plan, device: str, dtype: Any) -> Any:
         from transformers import BitsAndBytesConfig
 
         quantization = {"text_encoder": BitsAndBytesConfig(**_nf4(dtype))}
-    return _place(_from_pretrained(folder, dtype, quantization, transformer=None, vae=None), plan, device)
+    pipeline = _from_pretrained(folder, dtype, quantization, transformer=None, vae=None)
+    # Without its file transformers makes up a tokenizer that knows no words.
+    if not pipeline.tokenizer("a fox").input_ids:
+        raise ValueError("its tokenizer is missing")
+    return _place(pipeline, plan, device)
 
 
 def load_images(folder: Path, plan: Plan, device: str, dtype: Any, loras: list[Lora]) -> Any:

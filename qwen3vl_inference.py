@@ -83,7 +83,7 @@ except ModuleNotFoundError as error:
 WEIGHTS = {
     "model": Weights(
         "Qwen/Qwen3-VL-4B-Instruct",
-        allow_patterns=("*.json", "*.safetensors", "chat_template.jinja*", "*.txt"),
+        allow_patterns=("config.json", "*.json", "*.safetensors", "chat_template.jinja*", "*.txt"),
         licence="Apache-2.0",
         size_gb=8.9,
         memory_gb=10.0,
@@ -140,7 +140,12 @@ class Config(ModelOptions):
         2, "Further tries when --schema or --boxes finds the answer unusable.", group="Answer", minimum=0, maximum=20
     )
     batch_size: int = option(
-        1, "Questions answered together; 1 streams.", group="Answer", minimum=1, maximum=64, per_item=False
+        1,
+        "Questions answered together; 1 streams. What is sampled depends on the company.",
+        group="Answer",
+        minimum=1,
+        maximum=64,
+        per_item=False,
     )
     quantize: Literal["auto", "none", "nf4", "int8"] = option(
         "auto", "Smaller weights; auto takes nf4 where bf16 does not fit.", group="Model", per_item=False

@@ -546,6 +546,17 @@ def test_a_folder_that_is_no_model_is_said_to_be_none(warm, checkpoint, tmp_path
     assert done.stdout == ""
 
 
+def test_a_repository_of_another_kind_is_not_fetched(warm, tmp_path):
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served" / "model.safetensors").write_bytes(b"large")
+    picture(tmp_path / "a.png")
+    with FakeHub({"someone/else": tmp_path / "served"}) as hub:
+        args = ("a.png", "what?", *SHORT, "--model", "someone/else", "--weights-dir", "w")
+        done = warm.run(SCRIPT, *args, cwd=tmp_path, **hub.environment)
+        assert done.returncode == 66 and "config.json" in done.stderr, done.stderr
+        assert not hub.requests("/resolve/")
+
+
 def test_downloads_once_and_then_makes_no_request(warm, checkpoint, tmp_path):
     picture(tmp_path / "a.png")
     with FakeHub({REPO: checkpoint}) as hub:
@@ -564,39 +575,25 @@ def test_downloads_once_and_then_makes_no_request(warm, checkpoint, tmp_path):
     assert len(json.loads(record.read_text())["models"]["model"]["commit"]) == 40
 
 
-def test_interrupt_keeps_what_was_said(warm, checkpoint, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_keeps_what_was_said(warm, checkpoint, tmp_path, number):
     picture(tmp_path / "a.png")
-    child = warm.start(
-        SCRIPT,
-        "a.png",
-        "what?",
-        "--model",
-        checkpoint,
-        "--max-tokens",
-        3800,
-        "--dtype",
-        "fp32",
-        "--seed",
-        1,
-        "--repetition-penalty",
-        3,
-        "--temperature",
-        5,
-        "--top-k",
-        0,
-        "--top-p",
-        1,
-        cwd=tmp_path,
-    )
+    # It never comes to an end by itself.
+    endless = shutil.copytree(checkpoint, tmp_path / "endless")
+    settings = json.loads((endless / "generation_config.json").read_text())
+    (endless / "generation_config.json").write_text(json.dumps({**settings, "eos_token_id": 10**6}))
+    wild = ("--temperature", 5, "--top-k", 0, "--top-p", 1, "--max-tokens", 3800, "--dtype", "fp32", "--seed", 1)
+    child = warm.start(SCRIPT, "a.png", "what?", "--model", "endless", *wild, cwd=tmp_path)
     deadline = time.monotonic() + 120
     while not ((child.folder / "out").exists() and (child.folder / "out").stat().st_size > 20):
         assert time.monotonic() < deadline, child.stderr()
         time.sleep(0.05)
-    os.kill(child.pid, signal.SIGINT)
+    os.kill(child.pid, number)
     done = child.wait()
-    assert done.returncode == 130, done.stderr
+    assert done.returncode == 128 + number, done.stderr
     (kept,) = (tmp_path / "output").glob("*/*.incomplete.txt")
-    assert kept.read_text() and done.stdout.startswith(kept.read_text()[:20])
+    assert kept.read_bytes().startswith((child.folder / "out").read_bytes())
+    assert not list((tmp_path / "output").glob("*/qwen3vl_response_*[0-9].txt"))
 
 
 def test_smoke_test_as_a_real_process(tmp_path):

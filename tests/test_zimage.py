@@ -406,9 +406,12 @@ def test_one_bad_item_of_ten_and_resume(zimage, tmp_path):
 
 
 def test_sigterm_keeps_what_is_finished(zimage, warm, checkpoint, tmp_path):
-    args = ("--model", checkpoint, "--seed", 1, "--width", 64, "--height", 64, "--steps", 60, "--resume", "run")
-    prompts = [f"fox {n}" for n in range(5)]
-    child = warm.start(SCRIPT, *prompts, *args, cwd=tmp_path)
+    # Two that are soon there, and three that take their time.
+    rows = [{"prompt": f"fox {n}", "steps": 1 if n < 2 else 100} for n in range(5)]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    args = ("--inputs-from", "p.jsonl", "--model", checkpoint, "--seed", 1, "--width", 64, "--height", 64)
+    args = (*args, "--resume", "run")
+    child = warm.start(SCRIPT, *args, cwd=tmp_path)
     deadline = time.monotonic() + 120
     while len(images_in(tmp_path)) < 2 and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -419,7 +422,7 @@ def test_sigterm_keeps_what_is_finished(zimage, warm, checkpoint, tmp_path):
     assert 2 <= len(kept) < 5 and all(Image.open(p).size == (64, 64) for p in kept)
     assert not [p for p in everything_in(tmp_path) if "partial" in p]
     assert run_record(tmp_path / "run")["status"] == "interrupted"
-    done = warm.run(SCRIPT, *prompts, *args, "--json", cwd=tmp_path)
+    done = warm.run(SCRIPT, *args, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert [line["status"] for line in json_lines(done.stdout)].count("skipped") == len(kept)
     assert len(images_in(tmp_path / "run")) == 5

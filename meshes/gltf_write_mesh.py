@@ -84,7 +84,9 @@ def _vertex_array(writer, values: np.ndarray, kind: str, bounds: bool = False) -
 def _name_losses(mesh: Mesh, writer) -> None:
     larger = int((mesh.face_sizes > 3).sum())
     if larger:
-        writer.warn(f"mesh {mesh.name!r}: glTF knows triangles only; {larger} quads and larger faces were cut (USD and OBJ keep them)")
+        writer.warn(
+            f"mesh {mesh.name!r}: glTF knows triangles only; {larger} quads and larger faces were cut (USD and OBJ keep them)"
+        )
     if mesh.face_groups:
         writer.warn(f"mesh {mesh.name!r}: the face groups {', '.join(sorted(mesh.face_groups))} have no place in glTF")
     if mesh.subdivision != "none" or mesh.crease_edges is not None or mesh.corner_points is not None:
